@@ -174,7 +174,7 @@ def explain(answer):
 class Client(object):
     """An ACME client: the account's key, of which only openssl opens the private half, and a CA."""
     def __init__(self, key_path, directory_url):
-        self.key_path, self.directory_url, self.directory = key_path, directory_url, None
+        self.key_path, self.url, self.directory, self.process = key_path, directory_url, None, None
         self.nonces, self.connections, self.tls = [], {}, ssl.create_default_context()
         atexit.register(self.close)
         [(_, self.public_key)] = der(self.openssl(b'', 'pkey', '-pubout', '-outform', 'DER', '-in'))
@@ -211,7 +211,7 @@ class Client(object):
 
     def resource(self, name):
         """Give what the CA's directory has under a name (RFC 8555, 7.1.1), {} if it may lack it."""
-        self.directory = self.directory or self.ask(self.directory_url, method='GET')
+        self.directory = self.directory or self.ask(self.url, method='GET')
         return self.directory[name] if name[:3] == 'new' else self.directory.get(name, {})
 
     def ask(self, url, payload=None, method='POST', answer=None, busy=(), order_decides=False):
@@ -262,8 +262,8 @@ class Client(object):
         connection = self.connections.setdefault(match.group(1), HTTPSConnection(
             match.group(1), timeout=30 * SECOND, context=self.tls))
         connection.request(method, match.group(2), body, HEADERS)
-        reply = connection.getresponse()
-        self.status, self.header, self.body = reply.status, reply.getheader, reply.read(LIMIT)
+        with contextlib.closing(connection.getresponse()) as reply:
+            self.status, self.header, self.body = reply.status, reply.getheader, reply.read(LIMIT)
         require(not reply.length, 'cut short, or longer than %d bytes' % LIMIT, HTTPException)
         self.nonces += re.findall('^[A-Za-z0-9_-]+$', self.header('Replay-Nonce', ''))
         return json.loads(self.body.decode('utf-8')) if self.body.strip()[:1] == b'{' else {}
@@ -272,7 +272,7 @@ class Client(object):
         """Close the connections; a request opens its own again. End an openssl that still runs."""
         for connection in self.connections.values():
             connection.close()
-        if self.process.poll() is None:
+        if self.process and self.process.poll() is None:
             self.process.kill()
             self.process.communicate()
 
@@ -323,10 +323,10 @@ def challenge_directory(name, args):
 def publish(ca, name, token, directory, args):
     """Write a challenge file and fetch it as the CA will; give a list of what is wrong."""
     require(re.match(r'[A-Za-z0-9_-]{22,200}\Z', token),  # since it becomes a part of a path
-            '%s: the CA sent an unsafe token: %s' % (name, text(token)))
+            '%s: the CA sent an unsafe token: %.200s' % (name, text(token)))
     path, content = os.path.join(directory, token.encode('ascii')), token + '.' + ca.thumbprint
-    if args.force:
-        shutil.rmtree(path, ignore_errors=True)  # does nothing to a file or a link
+    if args.force and os.path.isdir(path):
+        shutil.rmtree(path, ignore_errors=True)  # does nothing to a link
     write_new(path, content.encode('ascii'))
     if args.disable_check:
         return []
@@ -356,7 +356,7 @@ def prove(ca, order, order_url, directories, args):
     require(not failures, '\n'.join(failures))
     answers = [ca.ask(url, {}, order_decides=True) or {} for url in urls]
     # Some CAs leave an order pending for a challenge that failed, and even that challenge.
-    if any(answer.get('error') and answer['status'] != 'processing' for answer in answers):
+    if any(a.get('error') and a['status'] in ('pending', 'invalid') for a in answers):
         return order
     return ca.ask(order_url, answer=order, busy=('pending', 'processing'))
 
@@ -415,7 +415,7 @@ def is_due(ca, old, csr, outputs):
             moment = min(start + share * (end - start) / 2, old.ends)
     except (Error, ValueError, LookupError, TypeError, AttributeError) as error:
         log('W: no renewal information, the lifetime decides: %s' % error)
-    log('Due for renewal: %s' % formatdate(moment))
+    log('Due for renewal: %s' % formatdate(moment, usegmt=True))
     return moment <= time.time()
 
 def check_outputs(outputs):
