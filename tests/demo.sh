@@ -1,0 +1,205 @@
+#!/bin/sh
+# A whole issuance before your eyes, with a CA of its own:
+#
+#   sh tests/demo.sh
+#
+# It needs no root and leaves nothing behind: what is missing (Pebble, a small CA for tests; nginx;
+# openssl, python3, curl) is fetched as Debian packages and unpacked into a folder that is removed
+# at the end (or taken from .tools, where tests/run.sh has put it). All servers listen on free ports
+# of 127.0.0.1.
+set -eu
+umask 022
+top=$(cd "$(dirname "$0")/.." && pwd)
+names="www.demo.example blog.demo.example shop.demo.example"
+demo=$(mktemp -d "${TMPDIR:-/tmp}/letsacme-demo-XXXXXX")
+servers=""
+
+# Ends the servers and removes the folder, however the demo ended.
+clean_up() {
+    status=$?
+    trap - EXIT HUP INT TERM
+    if [ $status != 0 ]; then
+        echo
+        echo "The demo failed (status $status). The last lines of the logs:"
+        tail -n 5 "$demo"/*.log || true
+    fi >&2
+    for server in $servers; do
+        kill "$server" 2> /dev/null || true
+        wait "$server" 2> /dev/null || true
+    done
+    cd / && rm -rf "$demo"
+    exit $status
+}
+trap clean_up EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# Says what comes next.
+title() {
+    printf '\n== %s\n' "$*"
+}
+
+# Shows a command and runs it.
+run() {
+    printf '$'
+    for word; do
+        case $word in
+        *" "*) printf ' "%s"' "$word" ;;
+        *) printf ' %s' "$word" ;;
+        esac
+    done
+    printf '\n'
+    "$@"
+}
+
+# Starts a server in the background: its log, then its command.
+serve() {
+    log=$1
+    shift
+    "$@" > "$log" 2>&1 &
+    servers="$servers $!"
+}
+
+# Waits until something listens on a port.
+wait_for() {
+    python3 - "$1" << 'EOF'
+import socket, sys, time
+for attempt in range(100):
+    try:
+        sys.exit(socket.create_connection(("127.0.0.1", int(sys.argv[1])), 5).close())
+    except OSError:
+        time.sleep(0.1)
+sys.exit("nothing listens on port " + sys.argv[1])
+EOF
+}
+
+title "Programs"
+tools=${LETSACME_TOOLS:-$top/.tools}
+[ -d "$tools" ] || tools=$demo/tools
+PATH=$tools/usr/bin:$tools/usr/sbin:$PATH:/usr/sbin:/sbin
+export PATH
+packages=""
+for program in python3 openssl nginx curl; do
+    command -v $program > /dev/null || packages="$packages $program"
+done
+find "$tools" /usr/lib -name libnss_wrapper.so 2> /dev/null | grep -q . ||
+    packages="$packages libnss-wrapper"
+if [ -n "$packages" ]; then
+    # shellcheck disable=SC2086  # a list
+    sh "$top/tests/packages.sh" "$tools" here $packages
+fi
+command -v pebble > /dev/null || sh "$top/tests/packages.sh" "$tools" forky pebble
+# What was unpacked must find its libraries and its settings.
+libraries=$(find "$tools/usr/lib" -maxdepth 1 -name '*-linux-*' 2> /dev/null || true)
+export LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+[ ! -e "$tools/etc/ssl/openssl.cnf" ] || export OPENSSL_CONF="$tools/etc/ssl/openssl.cnf"
+export no_proxy="*" NO_PROXY="*"
+for program in python3 openssl nginx curl pebble; do
+    command -v $program
+done
+
+title "A CA, its DNS and a web server with three sites, on free ports of 127.0.0.1"
+cd "$demo"
+chmod 755 . # nginx may run as another user
+# shellcheck disable=SC2046  # a list
+set -- $(python3 -c "
+import socket
+sockets = [socket.socket() for _ in range(7)]
+for each in sockets:
+    each.bind(('127.0.0.1', 0))
+    print(each.getsockname()[1])")
+ca=$1 management=$2 dns=$3 control=$4 http=$5 https=$6 tls_alpn=$7
+
+# Pebble's own door has a certificate too, which the script is told to trust (SSL_CERT_FILE).
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 \
+    -subj "/CN=Door of the CA" -addext "subjectAltName = DNS:localhost" \
+    -addext "keyUsage = digitalSignature, keyCertSign" \
+    -keyout door.key -out door.pem 2> openssl.log
+cat > pebble.json << EOF
+{"pebble": {
+    "listenAddress": "127.0.0.1:$ca", "managementListenAddress": "127.0.0.1:$management",
+    "certificate": "door.pem", "privateKey": "door.key", "httpPort": $http, "tlsPort": $tls_alpn
+}}
+EOF
+serve dns.log pebble-challtestsrv -dnsserver "127.0.0.1:$dns" -management "127.0.0.1:$control" \
+    -defaultIPv6 "" -http01 "" -https01 "" -tlsalpn01 "" -doh ""
+serve pebble.log env PEBBLE_VA_NOSLEEP=1 pebble -config pebble.json -dnsserver "127.0.0.1:$dns"
+
+# Writes nginx's configuration; the argument is more of it.
+nginx_conf() {
+    cat << EOF
+daemon off; pid nginx.pid; error_log nginx-error.log;
+$([ "$(id -u)" != 0 ] || echo "user nobody nogroup;")
+events { }
+http {
+    access_log off;
+    client_body_temp_path temp; proxy_temp_path temp; fastcgi_temp_path temp;
+    uwsgi_temp_path temp; scgi_temp_path temp;
+    server { listen 127.0.0.1:$http; root $demo/sites/\$host; }
+    $1
+}
+EOF
+}
+for name in $names; do
+    mkdir -p "sites/$name"
+    echo "This is $name" > "sites/$name/index.html"
+    echo "127.0.0.1 $name" >> hosts
+done
+nginx_conf "" > nginx.conf
+serve nginx.log nginx -p "$demo/" -e nginx-error.log -c nginx.conf
+for port in "$ca" "$management" "$dns" "$http"; do
+    wait_for "$port"
+done
+echo "Pebble: https://localhost:$ca/dir, nginx: port $http, sites: $names"
+
+title "An account key, a domain key, a CSR for the three names, and their document roots"
+umask 077
+run openssl ecparam -name prime256v1 -genkey -noout -out account.key
+run openssl ecparam -name prime256v1 -genkey -noout -out domain.key
+# shellcheck disable=SC2086  # a list
+run openssl req -new -key domain.key -subj / -out domain.csr \
+    -addext "subjectAltName = $(printf 'DNS:%s, ' $names | sed 's/, $//')"
+cat > config.json << EOF
+{
+$(for name in $names; do
+    echo "  \"$name\": {\"DocumentRoot\": \"$demo/sites/$name\"},"
+done | sed '$ s/,$//')
+}
+EOF
+run cat config.json
+
+title "letsacme.py"
+echo "(SSL_CERT_FILE makes it trust this CA; a preloaded library lets it find the three names. For"
+echo "a real certificate, neither these nor --ca and --check-port are needed.)"
+preload=$(find "$tools" /usr/lib -name libnss_wrapper.so 2> /dev/null | head -n 1)
+(
+    export SSL_CERT_FILE="$demo/door.pem" LD_PRELOAD="$preload" NSS_WRAPPER_HOSTS="$demo/hosts"
+    run python3 "$top/letsacme.py" --account-key account.key --csr domain.csr \
+        --config-json config.json --cert-file signed.crt --chain-file chain.crt \
+        --fullchain-file fullchain.crt --ca "https://localhost:$ca/dir" --check-port "$http"
+)
+
+title "What the files hold"
+run ls -l signed.crt chain.crt fullchain.crt
+run openssl x509 -in signed.crt -noout -subject -issuer -dates -ext subjectAltName
+run openssl x509 -in chain.crt -noout -subject -issuer
+curl -sS --cacert door.pem "https://localhost:$management/roots/0" -o root.pem
+run openssl verify -CAfile root.pem -untrusted chain.crt signed.crt
+test -z "$(find sites -path '*acme-challenge/*')"
+echo "No challenge file is left in the document roots."
+
+title "nginx serves TLS with it"
+nginx_conf "server {
+        listen 127.0.0.1:$https ssl;
+        root $demo/sites/\$host;
+        ssl_certificate $demo/fullchain.crt;
+        ssl_certificate_key $demo/domain.key;
+    }" > nginx.conf
+run nginx -p "$demo/" -e nginx-error.log -c nginx.conf -s reload
+wait_for "$https"
+for name in $names; do
+    run curl -sS --cacert root.pem --resolve "$name:$https:127.0.0.1" "https://$name:$https/"
+done
+
+title "Done; the servers are stopped and all files of the demo removed"
