@@ -1,0 +1,561 @@
+"""What README.md shows works: its server blocks, commands, units, recipes and remedies."""
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+import scripted_ca
+import support
+from cryptography import x509
+
+trial = scripted_ca.trial
+FETCH = "letsacme cannot fetch the file"  # a remedy of README.md
+README = (support.TOP / "README.md").read_text(encoding="utf-8")
+# Set up like any server, save that it is not alone on the machine; BLOCK is what README.md shows.
+NGINX = """
+daemon off;
+pid FOLDER/nginx.pid;
+error_log FOLDER/error.log;
+events { }
+http {
+    access_log FOLDER/access.log;
+    client_body_temp_path FOLDER/temp;
+    proxy_temp_path FOLDER/temp;
+    fastcgi_temp_path FOLDER/temp;
+    uwsgi_temp_path FOLDER/temp;
+    scgi_temp_path FOLDER/temp;
+    server_names_hash_bucket_size 128;
+    BLOCK
+}
+"""
+NGINX_SERVER = "server { listen 127.0.0.1:PORT; root FOLDER/www/example.org; BLOCK }"
+APACHE = """
+ServerRoot FOLDER
+ServerName localhost
+PidFile FOLDER/apache.pid
+ErrorLog FOLDER/error.log
+DefaultRuntimeDir FOLDER
+Listen 127.0.0.1:PORT
+LoadModule mpm_event_module MODULES/mod_mpm_event.so
+LoadModule authz_core_module MODULES/mod_authz_core.so
+LoadModule alias_module MODULES/mod_alias.so
+LoadModule dir_module MODULES/mod_dir.so
+LoadModule rewrite_module MODULES/mod_rewrite.so
+LoadModule ssl_module MODULES/mod_ssl.so
+DocumentRoot FOLDER/www/example.org
+<Directory FOLDER/www>
+    AllowOverride All
+</Directory>
+BLOCK
+"""
+APACHE_LANDING = """
+<VirtualHost *:PORT>
+    ServerName example.org
+    DocumentRoot FOLDER/www/example.org
+</VirtualHost>
+<VirtualHost *:PORT>
+    ServerName challenge.example.org
+    DocumentRoot FOLDER/www/challenge.example.org
+</VirtualHost>
+"""
+CADDY = "{\n    admin off\n    default_bind 127.0.0.1\n}\nBLOCK"
+LIGHTTPD = """
+server.port = PORT
+server.bind = "127.0.0.1"
+server.document-root = "FOLDER/www/example.org"
+BLOCK
+"""
+
+
+def blocks():
+    """The heading, language and text of each fenced block."""
+    found, heading, block = [], "", None
+    for line in README.splitlines(keepends=True):
+        if line.startswith("```") and block is None:
+            block = [heading, line[3:].strip(), ""]
+        elif line.startswith("```"):
+            found.append(block)
+            block = None
+        elif block:
+            block[2] += line
+        elif line.startswith("#"):
+            heading = line.strip("# \n")
+    return found
+
+
+def block(language, mark):
+    """The text of the one block of a language that has a mark in it."""
+    [text] = [text for _, its, text in blocks() if its == language and mark in text]
+    return text
+
+
+def below(heading, language):
+    """The texts of a language's blocks below a heading, which is given by its beginning."""
+    return [text for its, tongue, text in blocks()
+            if its.startswith(heading) and tongue == language]
+
+
+def rows(header):
+    """The rows, as lists of cells, of the table whose first column has this header."""
+    [table] = re.findall(r"^\| %s \|.*\n\|[-|]+\n((?:\|.*\n)+)" % re.escape(header), README, re.M)
+    return [row.strip("| ").split(" | ") for row in table.splitlines()]
+
+
+def quoted(text):
+    """What stands in backticks."""
+    return re.findall(r"`([^`]+)`", text)
+
+
+class Site:
+    """example.org as README.md has it, under a fresh name, in a folder and on a port of its own."""
+
+    def __init__(self, folder, letsacme, pebble):
+        self.folder, self.letsacme, self.ca, self.port = folder, letsacme, pebble, pebble.http_port
+        self.name = support.fresh_name("site")
+        self.names = [self.name, "www." + self.name]
+        for name in [*self.names, "challenge." + self.name]:
+            letsacme.add_host(name)
+        for made in ("www/" + self.name, "www/challenges", "temp",
+                     "www/challenge.%s/challenge" % self.name):
+            (folder / made).mkdir(parents=True)
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o755)
+        self.root = folder / "www" / self.name
+        self.server = None
+
+    def fill(self, text, port=None):
+        """A text of README.md with the names, folders and ports of this site."""
+        text = re.sub(r" *listen \[::\].*\n", "", text)
+        text = re.sub(r"http://([a-z.]*example\.org)", r"http://\1:PORT", text)
+        for old, new in (("listen 80;", "listen 127.0.0.1:PORT;"), (":443", ":PORT"),
+                         ("listen 443 ssl;", "listen 127.0.0.1:PORT ssl;"),
+                         ("/var/www", "FOLDER/www"), ("/var/lib/letsacme", "FOLDER"),
+                         ("/etc/letsacme", "FOLDER"), ("FOLDER", str(self.folder)),
+                         ("PORT", str(port or self.port)), ("example.org", self.name)):
+            text = text.replace(old, new)
+        return text
+
+    def serve(self, program, template, text, port=None):
+        """Starts a web server with a configuration made of a template and a block of README.md."""
+        modules = support.TOOLS / "usr/lib/apache2/modules"
+        modules = modules if modules.exists() else Path("/usr/lib/apache2/modules")
+        text = self.fill(template.replace("BLOCK", text), port).replace("MODULES", str(modules))
+        if os.geteuid() == 0:
+            text = {"nginx": "user nobody nogroup;\n",
+                    "apache2": "User nobody\nGroup nogroup\n"}.get(program, "") + text
+        config = self.folder / "config"
+        config.write_text(text)
+        arguments = {"nginx": ["-p", self.folder, "-e", self.folder / "error.log", "-c", config],
+                     "apache2": ["-D", "FOREGROUND", "-f", config],
+                     "caddy": ["run", "--adapter", "caddyfile", "--config", config],
+                     "lighttpd": ["-D", "-f", config]}[program]
+        env = support.tools_env(HOME=str(self.folder), XDG_DATA_HOME=str(self.folder))
+        self.stop()
+        self.server = support.Server([support.tool(program), *arguments],
+                                     [port or self.port], self.folder / "server.log", env)
+
+    def stop(self):
+        """Ends the web server, if there is one."""
+        if self.server:
+            self.server.stop()
+        self.server = None
+
+    def serve_root(self):
+        """The document root of the name, served by nginx as in 3.1."""
+        self.serve("nginx", NGINX, block("nginx", "listen 80"))
+
+    def roots(self, **more):
+        """The configuration of 3.1, with further keys, as a file."""
+        [text] = below("3.1", "json")
+        config = self.folder / "config.json"
+        config.write_text(json.dumps({**json.loads(self.fill(text)), **more}))
+        return config
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory):
+    """A Pebble that looks for challenge files on a port that is still free."""
+    pebble = support.Pebble(tmp_path_factory.mktemp("pebble"), support.free_port())
+    yield pebble
+    pebble.stop()
+
+
+@pytest.fixture
+def site(letsacme, ca):
+    """A Site."""
+    with tempfile.TemporaryDirectory(prefix="letsacme-site-") as folder:
+        made = Site(Path(folder), letsacme, ca)
+        yield made
+        made.stop()
+
+
+@pytest.fixture
+def issue(site, account, csr, key):
+    """issue(*args) is a run of the script for the site's two names, whether it ends well or not."""
+    request = csr(site.names)
+
+    def run(*args, **options):
+        """Runs the script; a certificate that it prints is checked."""
+        options = {"ca": site.ca, **options}
+        result = site.letsacme("--account-key", account, "--csr", request, *args, **options)
+        if result.status == 0 and result.out:
+            support.check_chain(result.out, site.names, key(), site.ca.root)
+        return result
+    return run
+
+
+# --- web servers ---------------------------------------------------------------------------------
+
+SERVERS = {
+    "nginx-root": ("nginx", NGINX, "nginx", "listen 80"),
+    "nginx-alias": ("nginx", NGINX.replace("BLOCK", NGINX_SERVER), "nginx", "alias"),
+    "apache-alias": ("apache2", APACHE, "apache", "Alias /"),
+    "caddy": ("caddy", CADDY, "caddyfile", "handle_path"),
+    "lighttpd": ("lighttpd", LIGHTTPD, "lighttpd", "alias.url"),
+}
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_web_server(site, issue, kind):
+    """3.1 and 3.2: each server block serves the challenge files of both names."""
+    program, template, language, mark = SERVERS[kind]
+    site.serve(program, template, block(language, mark))
+    where = ("--config-json", site.roots()) if kind == "nginx-root" else (
+        "--acme-dir", site.folder / "www/challenges")
+    result = issue(*where)
+    assert result.status == 0 and result.out, result.err
+
+
+def test_redirect_to_a_plain_site(site, issue):
+    """3.3: mod_rewrite sends the challenges to a directory of another host."""
+    (site.root / ".htaccess").write_text(site.fill(block("apache", "R=302")))
+    site.serve("apache2", APACHE, APACHE_LANDING)
+    result = issue("--acme-dir", site.folder / "www" / ("challenge." + site.name) / "challenge")
+    assert result.status == 0 and result.out, result.err
+
+
+def test_caught_by_a_framework(site, issue):
+    """3.3: rules like those of WordPress answer with a page of theirs, until ours come first."""
+    rules, page = site.root / ".htaccess", site.root / "index.html"
+    page.write_text("<!DOCTYPE html>\n<title>A page of the site</title>\n")
+    catch = "RewriteEngine On\nRewriteRule ^index - [L]\nRewriteRule . /index.html [L]\n"
+    rules.write_text(catch)
+    site.serve("apache2", APACHE, "")
+    result = issue("--config-json", site.roots())
+    assert leads_to(result, FETCH, "Another page comes instead")
+    rules.write_text(block("apache", "[END]") + catch)
+    assert issue("--config-json", site.roots()).status == 0
+
+
+def test_caught_by_a_rule_for_dots(site, issue):
+    """3.3: nginx forbids names with a dot, until an empty block comes first."""
+    dots = "location ~ /\\. { deny all; }"
+    template = NGINX.replace("BLOCK", NGINX_SERVER)
+    site.serve("nginx", template, dots)
+    assert leads_to(issue("--config-json", site.roots()), FETCH, "A rule forbids names")
+    site.serve("nginx", template, dots + block("nginx", "^~"))
+    assert issue("--config-json", site.roots()).status == 0
+
+
+@pytest.mark.parametrize("program, template, language, mark", [
+    ("nginx", NGINX, "nginx", "443 ssl"), ("apache2", APACHE, "apache", "SSLEngine")])
+def test_tls(site, issue, key, program, template, language, mark):
+    """Step 5: the web server shows the whole chain, and a client trusts it."""
+    fullchain = site.folder / "fullchain.crt"
+    site.serve_root()
+    assert issue("--config-json", site.roots(), "--fullchain-file", fullchain).status == 0
+    shutil.copy(key(), site.folder / "domain.key")
+    port = support.free_port()
+    site.serve(program, template, block(language, mark), port)
+    trust = ssl.create_default_context(cafile=str(site.ca.root))
+    for name in site.names:
+        with socket.create_connection(("127.0.0.1", port), 30) as plain:
+            with trust.wrap_socket(plain, server_hostname=name) as connection:
+                shown = connection.getpeercert(binary_form=True)
+        assert ssl.DER_cert_to_PEM_cert(shown) in fullchain.read_text()
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+def commands(text):
+    """The command lines of letsacme.py in a text of shell, as lists of words."""
+    text = re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", text, flags=re.M))
+    return [shlex.split(re.split(" > | && ", line)[0])[2:]
+            for line in text.splitlines() if line.startswith("python3 letsacme.py")]
+
+
+@pytest.mark.core
+def test_keys_and_requests(site, tmp_path):
+    """Steps 1 and 2: the commands make keys for their owner alone, and requests with the names."""
+    site.serve_root()
+    env = dict(os.environ, PATH=support.script_path())
+    for text in below("1.", "sh") + below("2.", "sh"):
+        assert all("(umask 077;" in line for line in text.splitlines() if ".key)" in line)
+        subprocess.run(["sh", "-ec", text.replace("example.org", site.name)], check=True, env=env,
+                       cwd=tmp_path, stderr=subprocess.DEVNULL)
+        if "domain.csr" in text:
+            request = x509.load_pem_x509_csr((tmp_path / "domain.csr").read_bytes())
+            assert support.names_of(request) == set(site.names)
+            result = site.letsacme("--account-key", "account.key", "--csr", "domain.csr",
+                                   "--config-json", site.roots(), ca=site.ca, cwd=tmp_path)
+            assert result.status == 0, result.err
+            support.check_chain(result.out, site.names, tmp_path / "domain.key", site.ca.root)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.glob("*.key")}
+    assert modes == {"account.key": 0o600, "domain.key": 0o600}
+
+
+def test_get_a_certificate(site, account, csr, key, tmp_path):
+    """Step 4: every command line, and that at the top, which then has nothing to do."""
+    site.serve_root()
+    shutil.copy(csr(site.names), tmp_path / "domain.csr")
+    shutil.copy(site.roots(), tmp_path / "config.json")
+    challenges = site.root / ".well-known/acme-challenge"
+    challenges.mkdir(parents=True)
+    [full] = below("4.", "json")
+    (tmp_path / "full.json").write_text(site.fill(full))
+    lines = commands("".join(below("4.", "sh"))) + commands("".join(below("letsacme", "sh")))
+    assert len(lines) == 7
+    for line in lines:
+        line = [site.fill(word.replace("/var/www/challenges", str(challenges))) for word in line]
+        options = {"ca": site.ca}
+        if "--test" in line:
+            line += ["--check-port", str(site.port)]
+            options = {"constants": {"LETS_ENCRYPT_STAGING": site.ca.directory},
+                       "env": {"SSL_CERT_FILE": str(site.ca.ca_file)}}
+        result = site.letsacme(*line, cwd=tmp_path, **options)
+        assert result.status == (3 if "--renew" in line else 0), (line, result.err)
+        for text in [result.out] * (result.out != "") + [
+                path.read_text() for path in tmp_path.glob("fullchain.crt")]:
+            support.check_chain(text, site.names, key(), site.ca.root)
+
+
+def test_configuration_keys(letsacme):
+    """The table of the configuration has a key for each option of -h, and each is accepted."""
+    keys = {key for row in rows("Key") for key in quoted(row[0])} - {'"example.org"', "_"}
+    options = re.findall(r"^  (?:-h, )?--([a-z-]+)", letsacme("-h").out, re.M)
+    wanted = {"".join(part.upper() if part in ("csr", "ca") else part.title()
+                      for part in option.split("-"))
+              for option in options if option not in ("help", "version", "config-json")}
+    assert keys == wanted | {"DocumentRoot"}
+    flags = {"NoChain", "NoCert", "Force", "DisableCheck", "Renew", "Quiet", "Test"}
+    given = {name: name in flags or "7" for name in keys}
+    result = letsacme("--config-json", json.dumps({**given, "_comment": 1, "example.org": {}}))
+    assert "--config-json" not in result.err, result.err
+    for wrong in ('{"NoSuchKey": "7"}', '{"Renew": maybe}'):
+        assert leads_to(letsacme("--config-json", wrong), "A typing error", status=2)
+    assert leads_to(letsacme("--no-such-option"), "A typing error", status=2)
+
+
+# --- shell, cron, systemd ------------------------------------------------------------------------
+
+def shellcheck(text):
+    """Fails on shell code that shellcheck complains about."""
+    done = subprocess.run([support.tool("shellcheck"), "--shell=sh", "-"], input=text, text=True,
+                          capture_output=True, env=support.tools_env())
+    assert done.returncode == 0, text + done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("text", [text for _, language, text in blocks() if language == "sh"])
+def test_shell(text):
+    """Shell code is portable and free of the usual traps."""
+    shellcheck(text)
+
+
+@pytest.mark.parametrize("text", [text for _, language, text in blocks() if language == "crontab"])
+def test_cron(text):
+    """A line of a crontab: a time, not on the hour, perhaps a user, and a command."""
+    [line] = text.splitlines()
+    time, command = re.fullmatch(r"((?:[0-9*,/]+ ){5})(?:root )?(.*)", line).groups()
+    assert "%" not in command and int(time.split()[0]) % 15
+    shellcheck(command + "\n")
+
+
+def test_units(tmp_path):
+    """systemd accepts the units, and they call the script as the cron line does."""
+    units = [text for _, language, text in blocks() if language == "systemd"]
+    for text in units:
+        path = Path(text.splitlines()[0].strip("# "))
+        assert path.parent == Path("/etc/systemd/system")
+        (tmp_path / path.name).write_text(text)
+    assert len(units) == 4
+    done = subprocess.run([support.tool("systemd-analyze"), "verify", "--man=no",
+                           *sorted(tmp_path.iterdir())], capture_output=True, text=True,
+                          env=support.tools_env(SYSTEMD_UNIT_PATH="%s:" % tmp_path))
+    assert done.returncode == 0 and not done.stderr + done.stdout, done.stdout + done.stderr
+    start = re.search("ExecStart=/usr/bin/(.*)", (tmp_path / "letsacme.service").read_text())[1]
+    assert start + " --quiet && " in block("crontab", "runuser")
+
+
+# --- shared hosting ------------------------------------------------------------------------------
+
+UAPI = """#!%s
+import json, os, sys
+with open("calls", "a") as calls:
+    calls.write(json.dumps(sys.argv[1:]) + "\\n")
+status = 0 if os.path.exists("broken") else 1
+print(json.dumps({"module": "SSL", "func": "install_ssl", "apiversion": 3, "result": {
+    "status": status, "errors": None if status else ["The key does not fit."], "data": {}}}))
+"""
+
+
+def test_cpanel(site, account, csr, key, tmp_path):
+    """The recipe installs what was renewed, once, and tries again what was not installed."""
+    site.serve_root()
+    folder, programs = tmp_path / "letsacme", tmp_path / "bin"
+    folder.mkdir()
+    programs.mkdir()
+    config = json.loads(site.fill(block("json", "/home/USER")))
+    config[site.name]["DocumentRoot"] = str(site.root)
+    config.update(CA=site.ca.directory, CheckPort=site.port)
+    for path, text in ((folder / "config.json", json.dumps(config)),
+                       (folder / "install.py", block("python", "uapi")),
+                       (folder / "renew.sh", site.fill(block("sh", "install.py"))),
+                       (programs / "uapi", UAPI % sys.executable),
+                       (programs / "python3", "#!/bin/sh\nexec %s \"$@\"\n" % shlex.join(
+                           support.interpreter().command))):
+        path.write_text(text)
+        path.chmod(0o755)
+    for source, name in ((support.SCRIPT, "letsacme.py"), (account, "account.key"),
+                         (csr(site.names), "domain.csr"), (key(), "domain.key")):
+        shutil.copy(source, folder / name)
+    env = site.letsacme.environment(site.ca, {"HOME": str(tmp_path)})
+    env["PATH"] = "%s:%s" % (programs, env["PATH"])
+
+    def renew():
+        """What cron does; gives the number of calls of uapi so far, and what was printed."""
+        done = subprocess.run(["sh", folder / "renew.sh"], env=env, capture_output=True, text=True)
+        calls = (folder / "calls").read_text().splitlines()
+        return calls, done.stdout + done.stderr
+
+    (folder / "broken").touch()
+    calls, said = renew()
+    assert len(calls) == 1 and said == "uapi: The key does not fit.\n", said
+    (folder / "broken").unlink()
+    calls, said = renew()
+    assert len(calls) == 2 and not said, said
+    assert len(renew()[0]) == 2
+    words = json.loads(calls[1])
+    assert words[:3] == ["--output=json", "SSL", "install_ssl"]
+    values = dict(word.split("=", 1) for word in words[3:])
+    assert re.fullmatch("[A-Za-z0-9%._-]+", "".join(values.values()))
+    values = {name: unquote(value) for name, value in values.items()}
+    support.check_chain(values["cert"] + values["cabundle"], site.names, key(), site.ca.root)
+    assert values == {"domain": site.name, "key": key().read_text(),
+                      "cert": (folder / "signed.crt").read_text(),
+                      "cabundle": (folder / "chain.crt").read_text()}
+
+
+# --- errors and remedies -------------------------------------------------------------------------
+
+def leads_to(result, *remedies, status=1):
+    """Did a run fail, and with the messages beside which README.md has these remedies?"""
+    for remedy in remedies:
+        [row] = [row for row in rows("Message") + rows("Reason at the end") if remedy in row[1]]
+        assert any(fragment in result.err for fragment in quoted(row[0])), (row, result.err)
+    return result.status == status
+
+
+def test_port_closed(site, issue):
+    """A first attempt with no web server, or a firewall before it."""
+    assert leads_to(issue("--config-json", site.roots()), FETCH, "Port 80 is closed")
+
+
+def test_redirected_to_closed_https(site, issue):
+    """A first attempt where all is redirected to https, and nothing answers there."""
+    site.serve("nginx", NGINX.replace("BLOCK", NGINX_SERVER),
+               "return 301 https://$host:%d$request_uri;" % support.free_port())
+    assert leads_to(issue("--config-json", site.roots()), FETCH, "Port 80 is closed")
+
+
+def test_wrong_document_root(site, issue):
+    """A first attempt with the document root of another site."""
+    site.serve_root()
+    result = issue("--config-json", json.dumps(
+        {site.name: {"DocumentRoot": str(site.folder / "www/challenges")}}))
+    assert leads_to(result, FETCH, "The server looks elsewhere")
+
+
+def test_name_not_in_dns(letsacme, account, csr, tmp_path, pebble):
+    """A first attempt before the name is in DNS."""
+    result = letsacme("--account-key", account, "--csr", csr(["letsacme.invalid"]), "--acme-dir",
+                      tmp_path, ca=pebble)
+    assert leads_to(result, FETCH, "The name is not in DNS")
+
+
+def test_unseen_from_outside(site, issue):
+    """A first attempt where only the CA cannot fetch the file."""
+    result = issue("--config-json", site.roots(), "--disable-check")
+    assert leads_to(result, "could not fetch the file although")
+    site.serve("nginx", NGINX.replace("BLOCK", NGINX_SERVER), "return 404;")
+    assert leads_to(issue("--config-json", site.roots(), "--disable-check"),
+                    "could not fetch the file although")
+
+
+def test_directory_not_writable(site, issue):
+    """A first attempt by a user who may not write the document root."""
+    site.root.chmod(0o555)
+    result = issue("--config-json", site.roots(), wrapper=support.UNPRIVILEGED)
+    assert leads_to(result, "belongs to someone else")
+
+
+def wrong_files(key, csr, account, tmp_path):
+    """Options with a wrong file or none, and the remedy for each."""
+    ours, good = csr(["example.org"], key=account), csr(["example.org"])
+    (tmp_path / "public.key").write_bytes(subprocess.run(
+        ["openssl", "pkey", "-in", account, "-pubout"], check=True, capture_output=True).stdout)
+    wildcard, nameless = csr(["*.example.org"]), csr([], cn="nobody")
+    unreadable = "Step 1 makes a good one"
+    at = ["--acme-dir", tmp_path]
+    return [
+        ([key("encrypted"), good, *at], unreadable),
+        ([good, good, *at], unreadable),
+        ([tmp_path / "public.key", good, *at], unreadable),
+        ([tmp_path / "missing", good, *at], unreadable),
+        ([key("p521"), good, *at], "no other kinds of account key"),
+        ([account, ours, *at], "The site needs a key of its own"),
+        ([account, account, *at], "is not a CSR: step 2"),
+        ([account, nameless, *at], "The CSR names nothing"),
+        ([account, wildcard, *at], "The CSR names nothing"),
+        ([account, good], "The name has no entry"),
+        ([account, good, *at, "--cert-file", tmp_path / "x", "--chain-file", tmp_path / "x"],
+         "by mistake"),
+        ([account, good, *at, "--cert-file", key()], "by mistake"),
+        ([account, good, *at, "--cert-file", tmp_path / "none/cert"], "or at least the file"),
+    ]
+
+
+def test_wrong_files(letsacme, key, csr, account, tmp_path):
+    """First attempts with the wrong files."""
+    for (account_key, request, *more), remedy in wrong_files(key, csr, account, tmp_path):
+        assert leads_to(letsacme("--account-key", account_key, "--csr", request, *more), remedy)
+
+
+def test_refused_by_the_ca(site, issue, pebbles):
+    """First attempts with the wrong CA, or what it does not offer."""
+    roots = ("--config-json", site.roots())
+    assert leads_to(issue(*roots, env={"SSL_CERT_FILE": None}), "Install `ca-certificates`")
+    picky = pebbles(externalAccountBindingRequired=True)
+    assert leads_to(issue(*roots, ca=picky), "The CA hands out a pair")
+    assert leads_to(issue(*roots, "--profile", "none"), "the message lists those")
+    closed = "https://localhost:%d/dir" % support.free_port()
+    assert leads_to(issue(*roots, "--ca", closed, ca=None, scale=0.01), "The CA is down")
+
+
+@pytest.mark.parametrize("kind, remedy", [
+    ("rateLimited", "Use `--test` for trials"), ("caa", "A CAA record"),
+    ("userActionRequired", "agree to new terms"), ("badCSR", "The CA wants another kind"),
+    ("accountDoesNotExist", "The CA has closed the account")])
+def test_refused_by_a_scripted_ca(trial, kind, remedy):
+    """What Pebble does not refuse of itself."""
+    refusal = scripted_ca.problem(kind, 429 if kind == "rateLimited" else 403,
+                                  headers={"Retry-After": "36000"})
+    assert leads_to(trial.fails({"newOrder": refusal}), remedy)
