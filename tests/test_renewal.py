@@ -1,0 +1,432 @@
+"""--renew: when a certificate is due, what the CA is told, and that nothing breaks on the way."""
+import base64
+import datetime
+import json
+import re
+import subprocess
+from email.utils import parsedate_to_datetime
+
+import pytest
+import support
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from scripted_ca import MISSING, Issuer, ScriptedCA, ari_id, pem, problem, put, replace
+
+DAY = datetime.timedelta(days=1)
+INFO = ["GET /dir", "GET /draft-ietf-acme-ari-03/renewalInfo/"]
+
+
+def now():
+    """The time, in whole seconds, which is what certificates know."""
+    return datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
+
+
+def made_up(names, key, start, end, serial=None, authority=b"authority"):
+    """A certificate in PEM that no CA has issued, for the public key of a private key's file."""
+    signer = ec.derive_private_key(1, ec.SECP256R1())
+    issuer = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "made up")])
+    builder = x509.CertificateBuilder(
+        issuer, x509.Name([]), support.load_key(key).public_key(),
+        serial or x509.random_serial_number(), start, end)
+    builder = builder.add_extension(
+        x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), True)
+    if authority:
+        builder = builder.add_extension(x509.AuthorityKeyIdentifier(authority, None, None), False)
+    made = builder.sign(signer, hashes.SHA256())
+    return made.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def moment_in(log):
+    """The time at which, a run says, the certificate is due."""
+    date = re.search("^Due for renewal: (.*)$", log, re.M).group(1)
+    return parsedate_to_datetime(date).replace(tzinfo=datetime.timezone.utc)
+
+
+class Site:
+    """Names whose certificate is in a file and is to be renewed."""
+
+    def __init__(self, letsacme, hosts, arguments, pebble):
+        self.letsacme, self.hosts, self.pebble = letsacme, hosts, pebble
+        self.file = letsacme.folder / "fullchain.pem"
+        self.arguments = [*arguments, "--renew", "--fullchain-file", self.file]
+        self.served = []
+
+    def renew(self, *more, ca=None, **options):
+        """A run of the cron job; what Pebble has served in it is kept in served."""
+        before = len(self.pebble.requests)
+        result = self.letsacme(*self.arguments, *more, ca=ca or self.pebble, **options)
+        self.served = self.pebble.requests[before:]
+        return result
+
+    def issue(self):
+        """Gets the first certificate; returns it in PEM, with its chain."""
+        result = self.renew()
+        assert (result.status, result.out) == (0, ""), result.err
+        return self.file.read_text()
+
+    def set_window(self, answer):
+        """Has Pebble give this renewal information: a text, or the window's start and end."""
+        if not isinstance(answer, str):
+            window = dict(zip(("start", "end"), (each.isoformat() for each in answer)))
+            answer = json.dumps({"suggestedWindow": window})
+        self.pebble.management("/set-renewal-info/", json.dumps(
+            {"Certificate": self.file.read_text(), "ARIResponse": answer}).encode())
+
+
+@pytest.fixture
+def site(letsacme, basics, names, pebbles):
+    """A site of two names and a Pebble that refuses no nonce, so that requests can be counted."""
+    hosts = names(2)
+    return Site(letsacme, hosts, basics(hosts), pebbles(PEBBLE_WFE_NONCEREJECT=0))
+
+
+# --- when it acts ---------------------------------------------------------------------------------
+
+@pytest.mark.core
+def test_first_run_and_second(site, nginx, key):
+    """Without a certificate it gets one; then it does nothing, and says so by exit status 3."""
+    support.check_chain(site.issue(), site.hosts, key(), site.pebble.root)
+    for host in site.hosts:
+        (nginx.root(host) / ".well-known/acme-challenge").rmdir()
+        (nginx.root(host) / ".well-known").rmdir()
+    before = {path: path.stat() for path in site.letsacme.folder.rglob("*")}
+    result = site.renew()
+    assert (result.status, result.out) == (3, "")
+    assert now() + 50 * DAY < moment_in(result.err) < now() + 70 * DAY
+    assert site.served == INFO
+    assert not any(list(nginx.root(host).iterdir()) for host in site.hosts)
+    result = site.renew("--quiet")
+    assert (result.status, result.out, result.err) == (3, "", "")
+    after = {path: path.stat() for path in site.letsacme.folder.rglob("*")}
+    for path, old in before.items():
+        assert (after[path].st_ino, after[path].st_mtime_ns) == (old.st_ino, old.st_mtime_ns)
+    assert after.keys() == before.keys()
+
+
+@pytest.mark.core
+def test_needs_fullchain_file(letsacme, basics, names, pebble):
+    """--renew without --fullchain-file is wrong usage, and it is said why."""
+    result = letsacme(*basics(names()), "--renew", "--cert-file", "cert.pem", ca=pebble)
+    assert result.status == 2
+    assert re.fullmatch("E: .*--renew .*--fullchain-file.*\n", result.err)
+
+
+@pytest.mark.parametrize("change_of", ["name", "key", "output", "profile of nothing"])
+def test_due_by_what_is_asked(change_of, site, csr, config, names, key):
+    """Another name or key, or an output that is new, is reason enough; without one it is not."""
+    site.issue()
+    hosts, more, domain_key = site.hosts, [], key()
+    if change_of == "name":
+        hosts = [*hosts, *names()]
+        more = ["--csr", csr(hosts), "--config-json", config(hosts)]
+    elif change_of == "key":
+        domain_key = key("rsa2048")
+        more = ["--csr", csr(hosts, key=domain_key)]
+    elif change_of == "output":
+        more = ["--cert-file", "cert.pem"]
+    result = site.renew(*more)
+    assert result.status == (0 if more else 3), result.err
+    support.check_chain(site.file.read_text(), hosts, domain_key, site.pebble.root)
+    assert site.renew(*more).status == 3
+
+
+def test_more_names_than_asked(site, csr):
+    """A certificate that has more names than the CSR is good for it."""
+    site.issue()
+    assert site.renew("--csr", csr(site.hosts[:1])).status == 3
+
+
+OLD_FILES = {
+    "empty": lambda pem, expired: "",
+    "text": lambda pem, expired: "no certificate at all\n",
+    "half": lambda pem, expired: pem[:pem.index("-----END") // 2],
+    "chain cut off": lambda pem, expired: pem[:-100],
+    "garbled": lambda pem, expired: pem.replace("\n", "\n+", 5),
+    "no base64": lambda pem, expired: pem[:100] + "*" + pem[101:],
+    "broken DER": lambda pem, expired: re.sub(r"(?s)(BEGIN.*?\n.*?\n)", r"\1" + "A" * 64, pem, 1),
+    "expired": lambda pem, expired: expired,
+}
+
+
+@pytest.mark.parametrize("spoil", OLD_FILES.values(), ids=OLD_FILES)
+def test_useless_old_certificate(spoil, site, key):
+    """An old certificate that is expired, or cannot be read, is simply replaced."""
+    expired = made_up(site.hosts, key(), now() - 90 * DAY, now() - DAY)
+    site.file.write_text(spoil(site.issue(), expired))
+    result = site.renew()
+    assert result.status == 0, result.err
+    support.check_chain(site.file.read_text(), site.hosts, key(), site.pebble.root)
+
+
+def test_dry_run_of_a_renewal(site, key):
+    """With --test it always issues, to show that it can, and leaves the file alone."""
+    before = site.issue()
+    result = site.letsacme(*site.arguments, "--test", "--check-port", site.pebble.http_port,
+                           constants={"LETS_ENCRYPT_STAGING": site.pebble.directory},
+                           env={"SSL_CERT_FILE": str(site.pebble.ca_file)})
+    assert result.status == 0, result.err
+    support.check_chain(result.out, site.hosts, key(), site.pebble.root)
+    assert site.file.read_text() == before != result.out
+
+
+# --- renewal information --------------------------------------------------------------------------
+
+@pytest.mark.parametrize("start, end, due", [
+    pytest.param(10, 20, False, marks=pytest.mark.core), (-1, 3, None),
+    pytest.param(-3, 1, True, marks=pytest.mark.core), (-9, -5, True), (1000, 2000, False)])
+def test_window(start, end, due, site):
+    """The moment lies in the first half of the CA's window, and is the same at each look."""
+    site.issue()
+    window = (now() + start * DAY, now() + end * DAY)
+    site.set_window(window)
+    first, second = site.renew(), None
+    if first.status == 3:
+        assert site.served == INFO
+        moment = moment_in(first.err)
+        [leaf, *_] = support.load_chain(site.file.read_text())
+        latest = min(window[0] + (window[1] - window[0]) / 2, leaf.not_valid_after_utc)
+        assert min(window[0], latest) <= moment <= latest
+        second = site.renew()
+        assert (second.status, moment_in(second.err)) == (3, moment)
+    assert due is None or first.status == (0 if due else 3), first.err
+    assert "W:" not in first.err
+
+
+@pytest.mark.parametrize("form", ["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dt%H:%M:%Sz",
+                                  "%Y-%m-%dT%H:%M:%S+00:00", "%Y-%m-%dT%H:%M:%S.123456789Z"])
+def test_forms_of_time(form, site):
+    """RFC 3339 allows fractions of a second and small letters."""
+    site.issue()
+    wanted = now() + 10 * DAY
+    texts = [(wanted + datetime.timedelta(seconds=more)).strftime(form) for more in (0, 2)]
+    site.set_window(json.dumps({"suggestedWindow": dict(zip(("start", "end"), texts))}))
+    result = site.renew()
+    assert result.status == 3 and "W:" not in result.err
+    assert wanted <= moment_in(result.err) <= wanted + datetime.timedelta(seconds=1)
+
+
+def by_lifetime(result, certificate, warned):
+    """Asserts that a run was not due, by the rule by lifetime, with or without a warning."""
+    assert result.status == 3, result.err
+    life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+    wanted = certificate.not_valid_after_utc - life / 3
+    assert abs(moment_in(result.err) - wanted) <= datetime.timedelta(seconds=1)
+    assert bool(re.search("^W: .*renewal", result.err, re.M)) == warned
+
+
+@pytest.mark.parametrize("answer", [
+    (20, 10), "<html>no JSON</html>", "[]", "null", "{}", '{"suggestedWindow": null}',
+    '{"suggestedWindow": "now"}', '{"suggestedWindow": {"start": "2020-01-01T00:00:00Z"}}',
+    '{"suggestedWindow": {"start": 1577836800, "end": 1577836801}}',
+    '{"suggestedWindow": {"start": "2020-01-01", "end": "2020-01-02"}}',
+    '{"suggestedWindow": {"start": "2020-13-01T00:00:00Z", "end": "2020-14-01T00:00:00Z"}}',
+    '{"suggestedWindow": {"start": "2020-01-01T00:00:00Z", "end": "soon"}}',
+], ids=str)
+def test_odd_information(answer, site):
+    """Renewal information that makes no sense is as good as none, and is warned of."""
+    site.issue()
+    if isinstance(answer, tuple):
+        answer = [now() + days * DAY for days in answer]
+    site.set_window(answer)
+    result = site.renew()
+    by_lifetime(result, support.load_chain(site.file.read_text())[0], True)
+
+
+def test_unknown_certificate(site, key):
+    """A certificate that Pebble does not know (404) goes by its lifetime, with a warning."""
+    old = made_up(site.hosts, key(), now() - 9 * DAY, now() + 81 * DAY)
+    site.file.write_text(old)
+    by_lifetime(site.renew(), support.load_chain(old)[0], True)
+    assert site.served == INFO
+
+
+@pytest.mark.parametrize("script, warned", [
+    ({"renewalInfo": problem("serverInternal", 500)}, True),
+    ({"renewalInfo": replace(b"no JSON")}, True),
+    ({"renewalInfo": problem("rateLimited", 429, {"Retry-After": "86400"})}, True),
+    ({"directory": put("renewalInfo", MISSING)}, False)],
+    ids=["500", "no JSON", "429", "none"])
+def test_faults_of_information(script, warned, site, key, tmp_path):
+    """A CA that has no renewal information, or cannot give it, leaves the rule by lifetime."""
+    old = made_up(site.hosts, key(), now() - 9 * DAY, now() + 81 * DAY)
+    site.file.write_text(old)
+    with ScriptedCA(tmp_path / "ca", script) as ca:
+        by_lifetime(site.renew(ca=ca, scale=0.01), support.load_chain(old)[0], warned)
+        assert set(ca.requests) <= {"directory", "renewalInfo"}
+
+
+def test_no_key_identifier(site, key):
+    """A certificate without an authority key identifier has no name in renewal information."""
+    old = made_up(site.hosts, key(), now() - 9 * DAY, now() + 81 * DAY, authority=None)
+    site.file.write_text(old)
+    by_lifetime(site.renew(), support.load_chain(old)[0], False)
+    assert site.served == INFO[:1]
+
+
+@pytest.mark.core
+def test_months_pass(site):
+    """Pebble's own window lies a day around the last third: the clock alone makes it due."""
+    old = site.issue()
+    assert site.renew(clock="+58d").status == 3
+    assert site.file.read_text() == old
+    assert site.renew(clock="+61d").status == 0
+    assert site.file.read_text() != old
+
+
+SPREAD = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import letsacme
+for name in sorted(os.listdir(sys.argv[2])):
+    assert letsacme.main(sys.argv[3:] + [os.path.join(sys.argv[2], name)]) == 3
+"""
+
+
+def test_spread_over_the_window(site, key, tmp_path, monkeypatch):
+    """The moments of 1,000 certificates are spread evenly over the window's first half."""
+    # Without this, each second answer waits 40 ms for the acknowledgement of the first.
+    monkeypatch.setattr("scripted_ca.Handler.disable_nagle_algorithm", True)
+    folder = tmp_path / "certificates"
+    folder.mkdir()
+    for serial in range(1, 1001):
+        (folder / ("%d.pem" % serial)).write_text(made_up(
+            site.hosts, key(), now() - 9 * DAY, now() + 81 * DAY, serial))
+    start, half = now() + 10 * DAY, 10 * DAY
+    with ScriptedCA(tmp_path / "ca", window=(start, start + 2 * half)) as ca:
+        run = subprocess.run(
+            [*support.interpreter().command, "-c", SPREAD, support.TOP, folder, "--ca",
+             ca.directory, *site.arguments[:-1]], env=site.letsacme.environment(ca),
+            capture_output=True, text=True, check=True, timeout=200)
+    runs = run.stderr.split("\nletsacme ")
+    points = sorted((moment_in(log) - start) / half for log in runs)
+    assert len(points) == 1000 and 0 <= points[0] and points[-1] <= 1
+    # Kolmogorov and Smirnov: an even spread strays further than this once in 1,000,000 runs.
+    assert max(abs(point - n / 1000) for n, point in enumerate(points)) < 0.086
+
+
+# --- the rule by lifetime -------------------------------------------------------------------------
+
+@pytest.mark.parametrize("days, age, due", [
+    (90, 59.9, False), (90, 60.1, True), (45, 29.9, False), (45, 30.1, True),
+    (6, 2.9, False), (6, 3.1, True), (10.1, 6.6, False), (9.9, 5.1, True)])
+def test_lifetime(days, age, due, site, key):
+    """A third of the lifetime is left, or half of less than ten days (Pebble knows it not)."""
+    start = now() - age * DAY
+    site.file.write_text(made_up(site.hosts, key(), start, start + days * DAY))
+    result = site.renew()
+    assert result.status == (0 if due else 3), result.err
+
+
+def test_far_future(site, key):
+    """A certificate of a private CA may live longer than two digits of a year can tell."""
+    end = datetime.datetime(2110, 1, 1, tzinfo=datetime.timezone.utc)
+    site.file.write_text(made_up(site.hosts, key(), now() - DAY, end))
+    assert site.renew().status == 3
+
+
+# --- what the order says --------------------------------------------------------------------------
+
+@pytest.mark.core
+def test_replaces(site):
+    """The order names the certificate it replaces, once; a second time Pebble wants none of it."""
+    old = site.issue()
+    past = (now() - 2 * DAY, now() - DAY)
+    site.set_window(past)
+    assert site.renew().status == 0
+    assert site.served.count("POST /order-plz") == 1
+    serial = "%x" % support.load_chain(old)[0].serial_number
+    order = re.search(r"Issued certificate serial 0*%s for order (\S+)" % serial, site.pebble.log)
+    assert "replacement of \"%s\"" % order.group(1) in site.pebble.log
+    site.file.write_text(old)
+    result = site.renew()
+    assert result.status == 0, result.err
+    assert site.served.count("POST /order-plz") == 2
+    assert re.search("^W: .*alreadyReplaced", result.err, re.M)
+    assert site.file.read_text() != old
+
+
+def test_replaces_refused(site, key):
+    """A certificate of another CA, or of another account, is replaced without saying so."""
+    site.file.write_text(made_up(site.hosts, key(), now() - 90 * DAY, now() - DAY))
+    result = site.renew()
+    assert result.status == 0, result.err
+    assert site.served.count("POST /order-plz") == 2 and "W: " in result.err
+    site.set_window((now() - 2 * DAY, now() - DAY))
+    result = site.renew("--account-key", key("p384", "another account"))
+    assert result.status == 0, result.err
+    assert site.served.count("POST /order-plz") == 2 and "W: " in result.err
+
+
+@pytest.mark.parametrize("serial, authority, expected", [
+    (0x87654321, "69885b6b87464041e1b37b847ba0ae2cde01c8d4",
+     "aYhba4dGQEHhs3uEe6CuLN4ByNQ.AIdlQyE"),  # the example of RFC 9773
+    (1, "00", "AA.AQ"), (0x7f, "00ff", "AP8.fw"), (0x80, "ff", "_w.AIA"),
+    (2 ** 159 - 1, "01" * 20, None), (2 ** 158, "80" * 32, None), (0xffffffffffffffff, "ff", None)])
+def test_identifier(serial, authority, expected, site, key, tmp_path):
+    """The CA is asked for, and told of, the right certificate, whatever bytes its serial has."""
+    site.file.write_text(made_up(site.hosts, key(), now() - 81 * DAY, now() + 9 * DAY, serial,
+                                 bytes.fromhex(authority)))
+    expected = expected or ari_id(support.load_chain(site.file.read_text())[0])
+    asked, told = identifiers_of(site, tmp_path)
+    assert asked == told == [expected]
+
+
+def test_identifier_with_leading_zeros(site, key, tmp_path):
+    """A serial number that an odd CA has padded with zero bytes is taken as it is."""
+    old = x509.load_pem_x509_certificate(made_up(
+        site.hosts, key(), now() - 81 * DAY, now() + 9 * DAY, 0x12345678, b"\1").encode())
+    der = old.public_bytes(serialization.Encoding.DER)
+    padded = der.replace(b"\x02\x04\x12\x34\x56\x78", b"\x02\x04\0\0\x56\x78", 1)
+    assert padded != der
+    site.file.write_text("-----BEGIN CERTIFICATE-----\n%s-----END CERTIFICATE-----\n"
+                         % base64.encodebytes(padded).decode())
+    asked, told = identifiers_of(site, tmp_path)
+    assert asked == told == ["AQ.AABWeA"]
+
+
+def identifiers_of(site, folder):
+    """The identifiers in the requests of a renewal, of its information and of its orders."""
+    asked, told = [], []
+
+    def information(request, reply):
+        """A renewal information that is wanted now."""
+        asked.append(request.id)
+
+    def order(request, reply):
+        """An order that may say what it replaces."""
+        told.extend(filter(None, [request.payload.get("replaces")]))
+    with ScriptedCA(folder / "ca", {"renewalInfo": information, "newOrder": order},
+                    window=(now() - 2 * DAY, now() - DAY)) as ca:
+        result = site.renew("--disable-check", "--acme-dir", ca.challenges, "--config-json", "{}",
+                            ca=ca)
+    assert result.status == 0, result.err
+    return asked, told
+
+
+# --- failures -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("resource", [
+    "directory", "newNonce", "newAccount", "newOrder", "authz", "challenge", "order", "finalize",
+    "certificate", "another certificate"])
+def test_failure_at_every_step(resource, site, key, tmp_path):
+    """Wherever a renewal fails, every output stays as it was, byte for byte."""
+    others = [tmp_path / "cert.pem", tmp_path / "chain.pem"]
+    for path in others:
+        path.write_text("old " + path.name)
+    old = made_up(site.hosts, key(), now() - 81 * DAY, now() + 9 * DAY)
+    site.file.write_text(old)
+    fault = problem("unauthorized")
+    if resource == "another certificate":
+        issuer = Issuer()
+        leaf = issuer.leaf(["other.example"], support.load_key(key()).public_key())
+        resource, fault = "certificate", replace(pem(leaf, issuer.intermediate))
+    with ScriptedCA(tmp_path / "ca", {resource: fault}) as ca:
+        before = sorted(tmp_path.iterdir())
+        result = site.renew("--cert-file", others[0], "--chain-file", others[1], "--disable-check",
+                            "--acme-dir", ca.challenges, "--config-json", "{}", ca=ca, scale=0.01)
+        assert not list(ca.challenges.iterdir())
+    assert result.status == 1 and "E: " in result.err
+    assert site.file.read_text() == old
+    assert [path.read_text() for path in others] == ["old cert.pem", "old chain.pem"]
+    assert sorted(tmp_path.iterdir()) == before
