@@ -408,6 +408,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """Reads requests and delivers the CA's replies."""
     protocol_version = "HTTP/1.1"
     timeout = 120                           # an idle connection does not outlive the tests
+    disable_nagle_algorithm = True          # no answer waits for an acknowledgement
 
     def serve(self):
         """Have the CA answer one request."""

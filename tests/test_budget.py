@@ -43,8 +43,8 @@ def test_size():
 
 def test_docstrings():
     """Whatever can have a docstring has one, but for methods that Python itself has named."""
-    names = [getattr(node, "name", "module") for node in documented() if not ast.get_docstring(node)]
-    assert not [name for name in names if not name.startswith("__")]
+    bare = [getattr(node, "name", "module") for node in documented() if not ast.get_docstring(node)]
+    assert not [name for name in bare if not name.startswith("__")]
 
 
 def test_size_in_readme():

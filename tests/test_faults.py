@@ -50,11 +50,18 @@ LOST = {
 }
 
 
-@pytest.mark.parametrize("fault", cases(LOST))
+@pytest.mark.parametrize("fault", ["reset-after-it-was-done", "closed-after-the-answer",
+                                   "cut-short", "500"])
 @pytest.mark.parametrize("resource", RESOURCES)
 def test_one_answer_is_lost(trial, resource, fault):
-    """Whichever request it was, and whether or not the CA has carried it out."""
-    trial.works({resource: [fault]})
+    """Whichever request it was."""
+    trial.works({resource: [LOST[fault]]})
+
+
+@pytest.mark.parametrize("fault", cases(LOST))
+def test_one_answer_of_each_kind_is_lost(trial, fault):
+    """Whether or not the CA has carried out what was asked."""
+    trial.works({resource: [fault] for resource in RESOURCES})
 
 
 @pytest.mark.parametrize("fault", cases({
@@ -66,15 +73,15 @@ def test_every_answer_is_odd(trial, fault):
     trial.works({resource: fault for resource in RESOURCES})
 
 
-@pytest.mark.parametrize("resource", RESOURCES)
-@pytest.mark.parametrize("fault", [LOST[name] for name in (
-    "reset-before", "closed-before", "no-answer-before", "500")])
+@pytest.mark.parametrize("resource, fault", [
+    *((resource, "no-answer-before") for resource in RESOURCES), ("directory", "reset-before"),
+    ("newOrder", "closed-before"), ("finalize", "500"), ("newNonce", "500")])
 def test_every_request_is_lost(trial, resource, fault):
     """A run that cannot succeed ends by itself."""
-    trial.fails({resource: fault})
+    trial.fails({resource: LOST[fault]})
 
 
-@pytest.mark.parametrize("resource", RESOURCES)
+@pytest.mark.parametrize("resource", ["newNonce", "challenge", "finalize", "certificate"])
 @pytest.mark.parametrize("fault", cases({
     "cut-short": LOST["cut-short"], "no-answer": LOST["no-answer"],
     "cut-in-the-headers": elsewhere(scripted_ca.cut_head)}))
@@ -102,7 +109,7 @@ def test_the_ca_stays_down(trial):
 }))
 def test_the_tls_certificate_is_wrong(trial, options):
     """That is final: one connection, no request."""
-    result = trial.fails(None, "certificate", ca=options)
+    result = trial.fails(None, "ertificate", ca=options)
     assert (result.ca.connections, result.ca.requests) == (1, [])
 
 
@@ -163,7 +170,7 @@ def test_an_answer_drips_for_ever(trial, fault):
     assert "newOrder" in trial.fails({"newOrder": fault}, scale=0.003).ca.requests
 
 
-@pytest.mark.parametrize("resource", ["directory", "newNonce", "authz", "certificate"])
+@pytest.mark.parametrize("resource", ["directory", "newNonce", "certificate"])
 @pytest.mark.parametrize("length", [50000010, None])
 def test_an_answer_of_50_megabytes(trial, resource, length):
     """No answer is read to an end that far away."""
@@ -189,10 +196,9 @@ def test_an_answer_of_50_megabytes(trial, resource, length):
     b"HTTP/1.1 204 No Content\r\n\r\n", b"HTTP/1.1 304 Not Modified\r\n\r\n",
     b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
 ])
-@pytest.mark.parametrize("resource", ["directory", "newOrder"])
-def test_this_is_not_http(trial, resource, data):
+def test_this_is_not_http(trial, data):
     """Answers that no web server should give."""
-    trial.fails({resource: elsewhere(wire(data))})
+    trial.fails({"newOrder": elsewhere(wire(data))})
 
 
 # ---- Protocol: refusals
@@ -217,7 +223,7 @@ def test_twenty_nonces_are_refused(trial):
     trial.works({"newOrder": [BAD_NONCE] * 20})
 
 
-@pytest.mark.parametrize("resource", SIGNED)
+@pytest.mark.parametrize("resource", ["newAccount", "order"])
 def test_all_nonces_are_refused(trial, resource):
     """No tight loop."""
     assert trial.fails({resource: BAD_NONCE}, "badNonce").ca.count(resource) < 50
@@ -239,21 +245,19 @@ def date(seconds):
 @pytest.mark.parametrize("after", cases({
     "seconds": lambda: "1", "zero": lambda: "0", "date": lambda: date(1),
     "past": lambda: date(-1000)}))
-@pytest.mark.parametrize("resource", ["newOrder", "finalize"])
-def test_the_ca_is_busy(trial, resource, status, after):
+def test_the_ca_is_busy(trial, status, after):
     """What it says about when to come back is done."""
-    trial.works({resource: [problem("rateLimited", status, {"Retry-After": after()})]})
+    trial.works({"newOrder": [problem("rateLimited", status, {"Retry-After": after()})]})
 
 
-@pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("after", ["soon", "-5", "1.5", "1e9", "99999999999999999999", "", "\xb2",
                                    "Fri, 99 Foo 2026 99:99:99 GMT", "Sun, 06 Nov 0000 08:49:37 GMT",
                                    "Fri, 31 Dec 99999 23:59:59 GMT", None])
-def test_the_ca_is_busy_for_nonsense(trial, status, after):
-    """A header that says nothing is not obeyed, and stops nothing that could go on."""
-    fault = problem("rateLimited", status, {"Retry-After": after})
-    big = re.search("9999|1e9", after or "")
-    (trial.ends if status == 429 or big else trial.works)({"newOrder": [fault]})
+def test_the_ca_is_busy_for_nonsense(trial, after):
+    """A header that says nothing stops nothing; with one that is beyond reason, the run may end."""
+    unreasonable = re.search("9999|1e9|\xb2", after or "")
+    fault = problem("rateLimited", 503, {"Retry-After": after})
+    (trial.ends if unreasonable else trial.works)({"newOrder": [fault]})
 
 
 @pytest.mark.parametrize("resource", ["newOrder", "order"])
@@ -330,10 +334,9 @@ def test_subproblems(trial):
     {"subproblems": [{"detail": "y" * 3000}] * 100}, {"status": "pending"}, {"status": "valid"},
     {"subproblems": [{"identifier": {"value": 5}, "detail": 5, "type": 5}]}],
     ids=lambda body: repr(body)[:40])
-@pytest.mark.parametrize("resource", ["newOrder", "order"])
-def test_a_problem_of_an_odd_shape(trial, resource, body):
+def test_a_problem_of_an_odd_shape(trial, body):
     """An error is an error."""
-    trial.fails({resource: replace(body, "application/problem+json", 403)})
+    trial.fails({"newOrder": replace(body, "application/problem+json", 403)})
 
 
 def test_the_account_is_deactivated(trial):
@@ -426,11 +429,12 @@ BODIES = {
 }
 
 
-@pytest.mark.parametrize("body", cases(BODIES))
-@pytest.mark.parametrize("resource", JSON)
+@pytest.mark.parametrize("resource, body", [
+    *(pytest.param("order", body, marks=[core] * (body == "list")) for body in BODIES),
+    *((resource, body) for resource in JSON for body in ("null", "html", "empty-object"))])
 def test_an_answer_is_no_object(trial, resource, body):
     """Where the answer is needed, the error names its URL."""
-    result = trial.ends({resource: replace(body)}, scale=0.005)
+    result = trial.ends({resource: replace(BODIES[body])}, scale=0.005)
     if resource in NEEDED:
         assert result.status == 1 and "https://localhost" in result.err
 
@@ -444,11 +448,10 @@ FIELDS = """directory.newNonce directory.newAccount directory.newOrder directory
     finalize.status finalize.certificate""".split()
 
 
-@pytest.mark.parametrize("value", cases({"missing": MISSING, "null": None, "number": 7, "text": "x",
-                                         "list": [], "object": {}}))
+@pytest.mark.parametrize("value", cases({"missing": MISSING, "list": [7]}))
 @pytest.mark.parametrize("field", FIELDS)
 def test_a_field_is_odd(trial, field, value):
-    """Missing, or of another type; also where it is of no interest."""
+    """Missing, or of another type (test_fuzz.py tries more), also where it is of no interest."""
     resource, path = field.split(".", 1)
     honest = [None] * field.endswith("certificate")     # it comes with the second look
     trial.ends({resource: [*honest, *[put(path, value)] * 50]}, scale=0.005)
@@ -468,8 +471,9 @@ def test_fields_and_statuses_of_the_future(trial):
     trial.works({"newAccount": change(status=202), "newOrder": change(status=200)})
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-@pytest.mark.parametrize("resource", RESOURCES)
+@pytest.mark.parametrize("resource, status", [
+    *((resource, 302) for resource in RESOURCES),
+    *(("newOrder", status) for status in (301, 303, 307, 308))])
 def test_redirects(trial, resource, status):
     """No CA redirects: nothing is followed."""
     with watched_port() as (port, visits):
@@ -498,13 +502,17 @@ PLACES = ["directory.newNonce", "directory.newAccount", "directory.newOrder",
           "order.certificate"]
 
 
-@pytest.mark.parametrize("url", [
-    "http://127.0.0.1:PORT/x", "ftp://127.0.0.1:PORT/x", "file:///etc/passwd", "//127.0.0.1:PORT/x",
-    "/relative", "", "https:///x", "https://[::1", "https://localhost:99999/x",
-    "https://localhost:port/x", "https://localhost/x\r\nHost: y", "https://localhost/a b",
-    "https://localhost/\x1b[31m", "https://localhost:1\n/x", "https://\u043a\u043b\u044e\u0447/",
-    "https://127.0.0.1:PORT/x", "https://user:secret@127.0.0.1:PORT/"], ids=str)
-@pytest.mark.parametrize("place", PLACES)
+URLS = ["http://127.0.0.1:PORT/x", "", "https://[::1", "https://localhost/x\r\nHost: y",
+        "ftp://127.0.0.1:PORT/x", "file:///etc/passwd", "//127.0.0.1:PORT/x", "/relative",
+        "https:///x", "https://localhost:99999/x", "https://localhost:port/x",
+        "https://localhost/a b", "https://localhost/\x1b[31m", "https://localhost:1\n/x",
+        "https://\u043a\u043b\u044e\u0447/", "https://127.0.0.1:PORT/x",
+        "https://user:secret@127.0.0.1:PORT/"]
+
+
+@pytest.mark.parametrize("place, url", [
+    *(("directory.newOrder", url) for url in URLS),
+    *((place, url) for place in PLACES for url in URLS[:4] if place != "directory.newOrder")])
 def test_a_url_is_bad(trial, place, url):
     """Not https, not a URL, or on a host that has no TLS: nothing is sent there in clear."""
     resource, path = place.split(".", 1)
@@ -622,7 +630,6 @@ ESCAPES = "\x1b[31mred\x1b]0;\x07\r\n\0\x08\x7f\x9b5m\u202eabc\u2028\u2066\ud800
     "subproblem": {"newOrder": problem("compound", subproblems=[
         {"type": ESCAPES, "detail": ESCAPES, "identifier": {"type": ESCAPES, "value": ESCAPES}}])},
     "terms": {"directory": put("meta.termsOfService", ESCAPES)},
-    "profiles": {"directory": put("meta.profiles", {ESCAPES: ESCAPES})},
     "directory-url": {"directory": put("newOrder", "https://localhost/" + ESCAPES)},
     "account-url": {"newAccount": change(headers={"Location": "https://localhost/\x1b[31m\x9b"})},
     "order-url": {"newOrder": change(headers={"Location": "https://localhost/\x1b[31m\x9b"})},
@@ -643,8 +650,12 @@ ESCAPES = "\x1b[31mred\x1b]0;\x07\r\n\0\x08\x7f\x9b5m\u202eabc\u2028\u2066\ud800
     "no-http": {"newOrder": elsewhere(wire(b"\x1b[31m\x9b\r\n\r\n"))},
     "field-name": {"newOrder": replace({ESCAPES: ESCAPES})},
 }))
-@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
-def test_escape_sequences(trial, script, locale):
+def test_escape_sequences(trial, script):
     """Nothing that the CA sends reaches a terminal as more than letters."""
-    args = {"--profile": "fast"} if "meta" in str(script) else {}
-    trial.ends(script, args=args, scale=0.01, env={"LC_ALL": locale})
+    trial.ends(script, scale=0.01)
+
+
+def test_escape_sequences_in_profiles(trial):
+    """The names of those that the CA has are shown where it lacks the one asked for."""
+    fault = put("meta.profiles", {ESCAPES: ESCAPES})
+    trial.fails({"directory": fault}, args={"--profile": "fast"})
