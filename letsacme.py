@@ -274,6 +274,7 @@ class Client(object):
             connection.close()
         if self.process and self.process.poll() is None:
             self.process.kill()
+            self.process.stdin = None  # Python 2.7 would flush it again
             self.process.communicate()
 
 def register(ca, args):
@@ -298,8 +299,8 @@ def register(ca, args):
 def place_order(ca, names, profile, old):
     """Give a new order and its URL (RFC 8555, 7.4); it may replace an old one (RFC 9773, 5)."""
     url, order = ca.resource('newOrder'), {'identifiers': [dict(type=t, value=v) for t, v in names]}
-    offered = ca.resource('meta').get('profiles') or {}
-    require(not profile or profile in offered, 'no profile %s of: ' % profile + ', '.join(offered))
+    known = sorted(ca.resource('meta').get('profiles') or {})
+    require(not profile or profile in known, 'no profile %s of: ' % profile + ', '.join(known))
     order.update({'profile': profile} if profile else {})
     if old and old.renewal_id and ca.resource('renewalInfo'):
         try:
@@ -338,7 +339,7 @@ def publish(ca, name, token, directory, args):
             found = response.read(LIMIT).rstrip()
     except (EnvironmentError, HTTPException, ValueError) as error:
         getattr(error, 'close', list)()  # it may be an answer, such as 404
-        found = text(error)
+        found = text(str(error))
     return [] if found == content.encode('ascii') else [
         "Wrote file to %s, but couldn't download %s: %s" % (text(path), url, text(found)[:200])]
 
@@ -548,9 +549,8 @@ def main(argv):
     except Exception as error:
         about = text(getattr(error, 'filename', None) or log.about)
         words = getattr(error, 'strerror', None) or error
-        message = '%s' % error if isinstance(error, (Error, WrongUsage)) else '%s: %s (%s)' % (
-            about, words, type(error).__name__)
-        for line in message.split('\n'):
+        told = '%s: %s (%s)' % (about, words, type(error).__name__)
+        for line in ('%s' % error if isinstance(error, (Error, WrongUsage)) else told).split('\n'):
             log('E: ' + line[:5000])
         return 2 if isinstance(error, WrongUsage) else 1
     finally:

@@ -39,12 +39,14 @@ install_missing() {
 }
 
 # Makes a program in .tools that starts an unpacked one with the libraries that lie beside it.
-# Arguments: the program to make, the folder of the unpacked one, its path there.
+# Arguments: the program to make, the folder of the unpacked one, its path there, more to set.
 wrap() {
+    [ -e "$2/$3" ] || return 0 # not unpacked, since it is installed
     mkdir -p "$(dirname "$LETSACME_TOOLS/$1")"
     cat > "$LETSACME_TOOLS/$1" << EOF
 #!/bin/sh
 export LD_LIBRARY_PATH="$(echo "$2"/usr/lib/*-linux-*)"
+${4:-}
 exec "$2/$3" "\$@"
 EOF
     chmod +x "$LETSACME_TOOLS/$1"
@@ -60,6 +62,11 @@ fetch_tools() {
         python2.7 python2.7-minimal libpython2.7-stdlib libpython2.7-minimal libffi7
     wrap wrapped/pypy3 "$LETSACME_TOOLS" usr/bin/pypy3
     wrap wrapped/python2.7 "$old" usr/bin/python2.7
+    wrap wrapped/ip "$LETSACME_TOOLS" usr/bin/ip
+    systemd=$(echo "$LETSACME_TOOLS"/usr/lib/*-linux-*/systemd)
+    wrap wrapped/systemd-analyze "$LETSACME_TOOLS" usr/bin/systemd-analyze \
+        "LD_LIBRARY_PATH=\"\$LD_LIBRARY_PATH:$systemd\"
+export SYSTEMD_UNIT_PATH=\"\$SYSTEMD_UNIT_PATH$LETSACME_TOOLS/usr/lib/systemd/system:\""
     wrap openssl-1.1.1/openssl "$old" usr/bin/openssl
 }
 

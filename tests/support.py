@@ -48,7 +48,8 @@ def search_path(*parts):
 def tool(name):
     """The path of a program, from the tools folder or the machine; a missing one is an error."""
     found = shutil.which(name, path=search_path(
-        TOOLS / "usr/bin", TOOLS / "usr/sbin", os.environ["PATH"], "/usr/sbin", "/sbin"))
+        TOOLS / "wrapped", TOOLS / "usr/bin", TOOLS / "usr/sbin", os.environ["PATH"], "/usr/sbin",
+        "/sbin"))
     assert found, "%s is missing: 'sh tests/run.sh' fetches all that the tests need" % name
     return found
 
@@ -63,8 +64,7 @@ def library(name):
 
 def tools_env(**more):
     """The environment for unpacked programs: their libraries lie beside them."""
-    folders = [where for end in ("", "/systemd")
-               for where in glob.glob("%s/usr/lib/*-linux-*%s" % (TOOLS, end))]
+    folders = glob.glob("%s/usr/lib/*-linux-*" % TOOLS)
     return dict(os.environ, LD_LIBRARY_PATH=os.pathsep.join(folders), **more)
 
 
