@@ -1,6 +1,7 @@
 """The fixtures: see support.py for what they hand out."""
 import json
 import os
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -13,6 +14,10 @@ STARTED = time.monotonic()
 
 def pytest_configure(config):
     """Ends at once where the Python to be tested is not on this machine."""
+    # A background job or nohup ignores signals, and the script would rightly go on doing that.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     if not support.interpreter():
         wanted = os.environ["LETSACME_PYTHON"]
         say(wanted + ": not on this machine, skipped")
