@@ -26,9 +26,8 @@ Exit status: 0 issued, 1 failed, 2 wrong usage, 3 nothing was due, 128 + N ended
 """
 from __future__ import division, unicode_literals
 import argparse, atexit, base64, binascii, calendar, contextlib, errno, hashlib, hmac, json, os
-import re, shutil, signal, socket, ssl, sys, time
+import re, shutil, signal, socket, ssl, subprocess, sys, time
 from email.utils import formatdate, mktime_tz, parsedate_tz
-from subprocess import PIPE, Popen
 try:
     from http.client import HTTPException, HTTPSConnection
     from urllib.request import Request, urlopen
@@ -45,8 +44,7 @@ WELL_KNOWN = b'/.well-known/acme-challenge'
 HEADERS = {'User-Agent': 'letsacme/' + VERSION, 'Content-Type': 'application/jose+json'}
 LIMIT = 1 << 20  # bytes read of anything
 HOST_NAME = re.compile(r'([a-z0-9_-]+\.)*[a-z][a-z0-9-]*\Z').match
-# Object identifiers as they stand in DER; the last line is 2.5.4.3, 2.5.29.17, 2.5.29.35
-RSA = b'\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01'  # 1.2.840.113549.1.1.1
+RSA = b'\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01'  # 1.2.840.113549.1.1.1, as it stands in DER
 CURVES = {b'\x2a\x86\x48\xce\x3d\x03\x01\x07': ('P-256', 'ES256'),  # 1.2.840.10045.3.1.7
           b'\x2b\x81\x04\x00\x22': ('P-384', 'ES384')}  # 1.3.132.0.34
 COMMON_NAME, ALT_NAMES, AUTHORITY = b'\x55\x04\x03', b'\x55\x1d\x11', b'\x55\x1d\x23'
@@ -191,11 +189,16 @@ class Client(object):
         self.thumbprint = b64(hashlib.sha256(compact_json(self.jwk)).digest())  # RFC 7638
         self.signer = {'jwk': self.jwk}  # the URL of the account, once that is known
 
+    def start(self, *arguments):
+        """Start an openssl command, which waits for data; the key's path is put last."""
+        log.about, pipe = 'openssl', subprocess.PIPE
+        self.process = subprocess.Popen(('openssl',) + arguments + (self.key_path, '-passin',
+                                        'pass:none'), stdin=pipe, stdout=pipe, stderr=pipe)
+
     def openssl(self, data, *arguments):
-        """Give the output of an openssl command that reads data; the key's path is put last."""
-        command = ('openssl',) + arguments + (self.key_path, '-passin', 'pass:none')
-        log.about = 'openssl'
-        self.process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+        """Give the output of an openssl command for data, of the one that waits if there is one."""
+        if not self.process or self.process.returncode is not None:
+            self.start(*arguments)
         output, trouble = self.process.communicate(data)
         require(not self.process.returncode, 'cannot use %s, which must be a private key in PEM, '
                 'without a password: %s' % (text(self.key_path), text(trouble.partition(b'\n')[0])))
@@ -204,6 +207,7 @@ class Client(object):
     def sign(self, data):
         """Give the signature of data as JWS wants it (RFC 7518, 3.3 and 3.4)."""
         signature = self.openssl(data, 'dgst', '-sha' + self.algorithm[2:], '-sign')
+        self.start('dgst', '-sha' + self.algorithm[2:], '-sign')  # while the CA is at work
         if self.algorithm == 'RS256':
             return signature
         size = int(self.algorithm[2:]) // 8  # bytes of each of the two numbers
@@ -272,8 +276,9 @@ class Client(object):
         """Close the connections; a request opens its own again. End an openssl that still runs."""
         for connection in self.connections.values():
             connection.close()
-        if self.process and self.process.poll() is None:
+        if self.process and self.process.returncode is None:
             self.process.kill()
+            self.process.stdin.close()
             self.process.stdin = None  # Python 2.7 would flush it again
             self.process.communicate()
 
@@ -314,9 +319,8 @@ def challenge_directory(name, args):
     twin = name[4:] if name.startswith('www.') else 'www.' + name
     path = (args.domains.get(name) or args.domains.get(twin)
             or to_path(args.acme_dir or '').rstrip(b'/') or args.domains.get('', b''))
-    if path.endswith(WELL_KNOWN) and os.path.isdir(path[:-len(WELL_KNOWN)] or b'/'):
-        if not os.path.isdir(path):
-            os.makedirs(path)
+    if os.path.isdir(re.sub(WELL_KNOWN + b'$', b'/', path)) and not os.path.isdir(path):
+        os.makedirs(path)
     require(os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK), '%s: --config-json or '
             '--acme-dir must give a directory that may be written, not "%s"' % (name, text(path)))
     return path
@@ -356,9 +360,8 @@ def prove(ca, order, order_url, directories, args):
             urls.append(challenge['url'])
     require(not failures, '\n'.join(failures))
     answers = [ca.ask(url, {}, order_decides=True) or {} for url in urls]
-    # Some CAs leave an order pending for a challenge that failed, and even that challenge.
     if any(a.get('error') and a['status'] in ('pending', 'invalid') for a in answers):
-        return order
+        return order  # which some CAs leave pending for ever, and even such a challenge
     return ca.ask(order_url, answer=order, busy=('pending', 'processing'))
 
 def get_chain(ca, csr, directories, args, old):
@@ -421,26 +424,23 @@ def is_due(ca, old, csr, outputs):
 
 def check_outputs(outputs):
     """Raise Error if an output cannot be written or if that would destroy something else."""
-    paths = [os.path.realpath(path) for path in outputs]
-    for path in paths:
-        content = read_file(path) if os.path.isfile(path) else b''
-        require(paths.count(path) == 1 and (os.path.isfile(path) or not os.path.lexists(path))
-                and not re.search(b'PRIVATE KEY|CERTIFICATE REQUEST', content),
+    for path in outputs:
+        require(outputs.count(path) == 1 and (not os.path.lexists(path) or os.path.isfile(path)
+                and not re.search(b'PRIVATE KEY|CERTIFICATE REQUEST', read_file(path))),
                 '%s must be a file of its own, with no key and no CSR in it' % text(path))
         require(os.access(os.path.dirname(path), os.W_OK | os.X_OK) or os.access(path, os.W_OK),
                 '%s may not be written' % text(path))
 
-def replace_files(outputs):
-    """Write (path, bytes) pairs: all to new files first, then each is put in place in one step."""
+def replace_files(paths, contents):
+    """Write files, all to new ones first; then each of these is put in place in one step."""
     suffix = b'.' + binascii.hexlify(os.urandom(4))
-    prepared = [(os.path.realpath(path), content) for path, content in outputs]
-    for path, content in prepared:
+    for path, content in zip(paths, contents):
         try:
             write_new(path + suffix, content, os.O_SYNC, os.path.exists(path) and os.stat(path))
         except EnvironmentError as error:  # nothing may be written there, or given away
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
-    for path, content in prepared:
+    for path, content in zip(paths, contents):
         try:
             os.rename(path + suffix, path)
         except EnvironmentError:
@@ -505,7 +505,7 @@ def run(args):
     ca = Client(to_path(args.account_key), args.ca)
     require(ca.public_key != csr.public_key, 'the CSR has the account key, it needs its own')
     names = [args.cert_file, args.chain_file, args.fullchain_file]  # what --renew reads comes last
-    outputs = [to_path(name) for name in names if name]
+    outputs = [os.path.realpath(to_path(name)) for name in names if name]
     check_outputs(outputs)
     os.write(1, b'')  # raises an error if it is closed
     old = args.renew and read_old(outputs[-1])
@@ -517,8 +517,8 @@ def run(args):
     blocks = [ssl.DER_cert_to_PEM_cert(signed.der).encode('ascii') for signed in chain]
     if args.test:
         log('W: test mode: the output files are left alone')
-    replace_files([(to_path(name), b''.join(content)) for name, content in zip(
-        names, (blocks[:1], blocks[1:], blocks)) if name and not args.test])
+    contents = [b''.join(c) for name, c in zip(names, (blocks[:1], blocks[1:], blocks)) if name]
+    replace_files([] if args.test else outputs, contents)
     if args.test or not args.fullchain_file:
         with os.fdopen(os.dup(1), 'wb') as stream:
             stream.write(b''.join(blocks[args.no_cert:1] + blocks[1:] * (not args.no_chain)))
@@ -532,7 +532,7 @@ def on_signals(action):
 
 def stop(number, _):
     """End the run on a signal; SystemExit has all cleaned up, which no other signal stops."""
-    on_signals(signal.SIG_IGN)
+    on_signals(lambda *_: None)  # not SIG_IGN: Python complains if one is pending by then
     log('E: ended by signal %d%s' % (number, ', after an hour' * (number == signal.SIGALRM)))
     sys.exit(1 if number == signal.SIGALRM else 128 + number)
 
@@ -545,16 +545,16 @@ def main(argv):
     os.umask(0o022)
     try:
         argv = [word.decode('utf-8') if isinstance(word, bytes) else word for word in argv]
-        return run(settings(argv))
+        status = run(settings(argv))
     except Exception as error:
         about = text(getattr(error, 'filename', None) or log.about)
         words = getattr(error, 'strerror', None) or error
         told = '%s: %s (%s)' % (about, words, type(error).__name__)
         for line in ('%s' % error if isinstance(error, (Error, WrongUsage)) else told).split('\n'):
             log('E: ' + line[:5000])
-        return 2 if isinstance(error, WrongUsage) else 1
-    finally:
-        on_signals(signal.SIG_IGN)  # what is left to do is to clean up
+        status = 2 if isinstance(error, WrongUsage) else 1
+    on_signals(signal.SIG_IGN)  # what is left to do is to clean up
+    return status
 
 if __name__ == '__main__':
     sys.exit(main(sys.argv[1:]))

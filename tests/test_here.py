@@ -12,6 +12,7 @@ import signal
 import stat
 import sys
 import threading
+import time
 
 import pytest
 import scripted_ca
@@ -287,6 +288,30 @@ def test_openssl_hangs(trial, tmp_path, command, script):
                 os.kill(int(pid), signal.SIGKILL)
                 survivors.append(pid)
     assert not survivors
+
+
+@core
+def test_openssl_gets_ready_while_the_ca_is_at_work(trial, tmp_path):
+    """The order is answered only when the signature after it has its process; none is left over."""
+    pids = tmp_path / "pids"
+    record = '[ $1 = dgst ] && echo $$ >> %s\nexec setsid $real "$@"' % pids
+
+    def started():
+        """The processes so far that sign: account, order, and what comes next."""
+        return pids.read_text().split()
+
+    def wait(handler, data):
+        """Answer in the end in any case."""
+        end = time.monotonic() + 10
+        while len(started()) < 3 and time.monotonic() < end:
+            time.sleep(0.01)
+        seen.extend(started())
+        handler.wfile.write(data)
+
+    seen = []
+    trial.works({"newOrder": elsewhere(wait)}, env=fake_openssl(tmp_path / "bin", record))
+    assert len(seen) == 3
+    assert not [pid for pid in started() if os.path.exists("/proc/" + pid)]
 
 
 # ---- Challenge directories
