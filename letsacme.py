@@ -197,7 +197,7 @@ class Client(object):
 
     def openssl(self, data, *arguments):
         """Give the output of an openssl command for data, of the one that waits if there is one."""
-        if not self.process or self.process.returncode is not None:
+        if not self.process or self.process.poll() is not None:
             self.start(*arguments)
         output, trouble = self.process.communicate(data)
         require(not self.process.returncode, 'cannot use %s, which must be a private key in PEM, '
@@ -226,8 +226,7 @@ class Client(object):
             try:
                 answer = answer or self.send(url, payload, method, troubled)
             except (EnvironmentError, HTTPException) as error:
-                if 'CERTIFICATE_VERIFY_FAILED' in str(error):
-                    raise
+                require('CERTIFICATE_VERIFY_FAILED' not in str(error), '%s: %s' % (url, error))
                 self.close()
                 answer, self.status, self.header = {'detail': 'no answer: %r' % error}, 503, {}.get
             when = self.header('Retry-After') or ''  # seconds or a date (RFC 9110, 10.2.3)
@@ -276,11 +275,12 @@ class Client(object):
         """Close the connections; a request opens its own again. End an openssl that still runs."""
         for connection in self.connections.values():
             connection.close()
-        if self.process and self.process.returncode is None:
-            self.process.kill()
-            self.process.stdin.close()
-            self.process.stdin = None  # Python 2.7 would flush it again
-            self.process.communicate()
+        if self.process:
+            if self.process.poll() is None:
+                self.process.kill()
+            for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+                pipe.close()
+            self.process.wait()
 
 def register(ca, args):
     """Find the account of the key or make one, to sign with from now on (RFC 8555, 7.3)."""
@@ -319,7 +319,7 @@ def challenge_directory(name, args):
     twin = name[4:] if name.startswith('www.') else 'www.' + name
     path = (args.domains.get(name) or args.domains.get(twin)
             or to_path(args.acme_dir or '').rstrip(b'/') or args.domains.get('', b''))
-    if os.path.isdir(re.sub(WELL_KNOWN + b'$', b'/', path)) and not os.path.isdir(path):
+    if os.path.isdir(re.sub(re.escape(WELL_KNOWN) + b'$', b'/', path)) and not os.path.isdir(path):
         os.makedirs(path)
     require(os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK), '%s: --config-json or '
             '--acme-dir must give a directory that may be written, not "%s"' % (name, text(path)))
@@ -545,16 +545,16 @@ def main(argv):
     os.umask(0o022)
     try:
         argv = [word.decode('utf-8') if isinstance(word, bytes) else word for word in argv]
-        status = run(settings(argv))
+        return run(settings(argv))
     except Exception as error:
         about = text(getattr(error, 'filename', None) or log.about)
         words = getattr(error, 'strerror', None) or error
         told = '%s: %s (%s)' % (about, words, type(error).__name__)
         for line in ('%s' % error if isinstance(error, (Error, WrongUsage)) else told).split('\n'):
             log('E: ' + line[:5000])
-        status = 2 if isinstance(error, WrongUsage) else 1
-    on_signals(signal.SIG_IGN)  # what is left to do is to clean up
-    return status
+        return 2 if isinstance(error, WrongUsage) else 1
+    finally:
+        on_signals(signal.SIG_IGN)  # what is left to do is to clean up
 
 if __name__ == '__main__':
     sys.exit(main(sys.argv[1:]))

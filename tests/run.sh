@@ -12,11 +12,17 @@ mkdir -p "${LETSACME_TOOLS:=.tools}"
 LETSACME_TOOLS=$(cd "$LETSACME_TOOLS" && pwd)
 export LETSACME_TOOLS
 
-# Sets the list of the Debian packages that must be installed and are not.
+# Sets the Python for the tests' own tools, and the list of the Debian packages that must be
+# installed and are not. The python3 that comes first may be an old one, to test under.
 look() {
-    missing=""
+    missing=" python3 python3-venv"
     check='import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 9))'
-    python3 -c "$check" 2> /dev/null || missing="$missing python3 python3-venv"
+    for python in python3 python3.13 python3.12 python3.11 python3.10 python3.9 /usr/bin/python3; do
+        if "$python" -c "$check" 2> /dev/null; then
+            missing=""
+            break
+        fi
+    done
     command -v openssl > /dev/null || missing="$missing openssl"
     command -v setpriv > /dev/null || missing="$missing util-linux"
 }
@@ -91,7 +97,7 @@ check_tools() {
 make_venv() {
     if ! "$LETSACME_TOOLS/venv/bin/tox" --version > /dev/null 2>&1; then
         echo "Making a virtual environment with tox"
-        python3 -m venv --clear "$LETSACME_TOOLS/venv"
+        "$python" -m venv --clear "$LETSACME_TOOLS/venv"
         "$LETSACME_TOOLS/venv/bin/pip" --quiet --disable-pip-version-check install tox
     fi
 }
