@@ -82,6 +82,17 @@ def test_signals_upon_signals(victim):
     assert victim.leaves_nothing()
 
 
+def test_signals_until_the_end(victim):
+    """Another signal does not change the status, up to the process's last moment."""
+    def flood(handler, data):
+        """One signal each millisecond."""
+        while victim.process.poll() is None:
+            victim.process.send_signal(signal.SIGTERM)
+            time.sleep(0.001)
+    assert victim.run({"order": victim.hit(signal.SIGTERM, then=flood)}) == 128 + signal.SIGTERM
+    assert victim.leaves_nothing()
+
+
 def test_a_signal_between_two_looks(victim):
     """While it sleeps."""
     def answer_first(handler, data):

@@ -78,24 +78,29 @@ class Wire:
 
 class Openssl:
     """A subprocess that does what the openssl commands of letsacme.py do, with one key."""
-    key, returncode, spoil = None, 0, staticmethod(lambda data: data)
-    stdin = stdout = stderr = None
+    key, spoil = None, staticmethod(lambda data: data)
 
     def __init__(self, command, **_):
         self.command = [os.fsdecode(word) for word in command]
+        self.returncode, self.stdin, self.stdout, self.stderr = None, *(io.BytesIO() for _ in "123")
 
     def communicate(self, data=None, **_):
         """Give the public key, or sign."""
+        self.returncode = 0
         assert self.command[0] == "openssl" and self.command[1] in ("pkey", "dgst"), self.command
         if self.command[1] == "dgst":
             return self.spoil(self.key.sign(data, ec.ECDSA(hashes.SHA256()))), b""
         return self.spoil(support.public_der(self.key.public_key())), b""
 
     def poll(self):
-        """It has ended."""
-        return 0
+        """Give its status, None if it has not ended."""
+        return self.returncode
 
-    kill = terminate = wait = poll
+    def kill(self):
+        """End it."""
+        self.returncode = -signal.SIGKILL
+
+    wait = poll
 
 
 class World:

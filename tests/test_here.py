@@ -314,6 +314,35 @@ def test_openssl_gets_ready_while_the_ca_is_at_work(trial, tmp_path):
     assert not [pid for pid in started() if os.path.exists("/proc/" + pid)]
 
 
+def test_openssl_is_a_wrapper(trial, tmp_path):
+    """What a shell script has started, and which the last one leaves behind, is not waited for."""
+    count = tmp_path / "count"
+    script = '[ $1 = dgst ] && echo >> %s\n%s\n$real "$@"' % (count, "%s")
+    trial.works(env=fake_openssl(tmp_path / "bin", script % ""))
+    last = len(count.read_text().splitlines())
+    count.write_text("")
+    hang = '[ "$(wc -l < %s)" = %d ] && sleep 1000' % (count, last)
+    trial.works(env=fake_openssl(tmp_path / "other", script % hang))
+
+
+@core
+def test_the_openssl_that_waits_is_ended(trial, tmp_path, monkeypatch):
+    """By a machine that is short of memory, for one: another takes its place."""
+    # Python can be told to complain about the pipes of the one that is lost.
+    monkeypatch.setattr(support.Interpreter, "command", property(lambda self: [self.path]))
+    pids = tmp_path / "pids"
+
+    def strike(handler, data):
+        """Before the order is answered; each of them may take a moment to start, and to end."""
+        time.sleep(0.5)
+        os.kill(int(pids.read_text().split()[-1]), signal.SIGKILL)
+        time.sleep(0.5)
+        handler.wfile.write(data)
+
+    record = '[ $1 = dgst ] && echo $$ >> %s\nexec $real "$@"' % pids
+    trial.works({"newOrder": elsewhere(strike)}, env=fake_openssl(tmp_path / "bin", record))
+
+
 # ---- Challenge directories
 
 @pytest.mark.parametrize("make", [pytest.param(missing, marks=core), directory, locked, pipe],
@@ -324,6 +353,13 @@ def test_the_challenge_directory_is_none(trial, tmp_path, make):
     if make is directory:
         (tmp_path / "place").chmod(0o555)
     refused(trial, "place", args={"--acme-dir": tmp_path / "place"}, wrapper=support.UNPRIVILEGED)
+
+
+@pytest.mark.parametrize("typo", ["_well-known/acme-challenge", ".well-known/acme-challenges"])
+def test_the_challenge_directory_is_misspelt(trial, typo):
+    """Only the well-known one is made in a document root that exists."""
+    (trial.site / "root").mkdir()
+    refused(trial, typo, args={"--acme-dir": trial.site / "root" / typo})
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o027, pytest.param(0o077, marks=core), 0o777],

@@ -144,7 +144,8 @@ OLD_FILES = {
     "chain cut off": lambda pem, expired: pem[:-100],
     "garbled": lambda pem, expired: pem.replace("\n", "\n+", 5),
     "no base64": lambda pem, expired: pem[:100] + "*" + pem[101:],
-    "broken DER": lambda pem, expired: re.sub(r"(?s)(BEGIN.*?\n.*?\n)", r"\1" + "A" * 64, pem, 1),
+    "broken DER": lambda pem, expired: re.sub(r"(?s)(BEGIN.*?\n.*?\n)", r"\1" + "A" * 64, pem,
+                                              count=1),
     "expired": lambda pem, expired: expired,
 }
 
