@@ -343,7 +343,7 @@ def publish(ca, name, token, directory, args):
             found = response.read(LIMIT).rstrip()
     except (EnvironmentError, HTTPException, ValueError) as error:
         getattr(error, 'close', list)()  # it may be an answer, such as 404
-        found = text(str(error))
+        found = str(error)
     return [] if found == content.encode('ascii') else [
         "Wrote file to %s, but couldn't download %s: %s" % (text(path), url, text(found)[:200])]
 

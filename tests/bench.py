@@ -22,7 +22,6 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -205,8 +204,7 @@ async def time_client(client, job, ca_port, rtt, limit):
         except asyncio.TimeoutError:
             raise Failed("took more than %d s" % limit) from None
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            support.end(process)
             await process.wait()
         status, wall, cpu, memory = words.split()
     if int(status):

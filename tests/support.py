@@ -131,6 +131,20 @@ LEFT_BY_PYTHON = re.compile(
     r"ResourceWarning: unclosed <ssl\.SSLSocket (?:(?!raddr).)*>\n")
 
 
+def end(process):
+    """Ends a process that was started in a session of its own, with what it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def fake_openssl(folder, script):
+    """An environment in which openssl is a shell script; $real is the real one."""
+    folder.mkdir()
+    (folder / "openssl").write_text("#!/bin/sh\nreal=%s\n%s\n" % (tool("openssl"), script))
+    (folder / "openssl").chmod(0o755)
+    return {"PATH": "%s:%s" % (folder, os.environ["PATH"])}
+
+
 class Letsacme:
     """Runs letsacme.py, as a process of its own, in a folder of the test's own."""
 
@@ -193,8 +207,7 @@ class Letsacme:
             try:
                 out, err = process.communicate(stdin and stdin.encode(), timeout)
             finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # with an openssl that it has started
+                end(process)
         out, err = ((text or b"").decode("utf-8", "replace") for text in (out, err))
         if interpreter().version < (3, 13):
             err = LEFT_BY_PYTHON.sub("", err)

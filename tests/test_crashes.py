@@ -1,5 +1,4 @@
 """What a run leaves behind that is ended from outside: by a signal at any stage, or by SIGKILL."""
-import contextlib
 import os
 import signal
 import subprocess
@@ -45,8 +44,7 @@ class Victim:
             try:
                 self.out, err = self.process.communicate(timeout=25)
             finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self.process.pid, signal.SIGKILL)
+                support.end(self.process)
         self.err = err.decode()
         assert "Traceback" not in self.err and "Warning:" not in self.err, self.err
         return self.process.returncode
@@ -112,22 +110,19 @@ def test_a_signal_between_two_looks(victim):
 
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("whom", ["openssl and it", "it alone"])
-def test_a_signal_while_openssl_works(victim, tmp_path, monkeypatch, number, whom):
+@pytest.mark.usefixtures("warnings_off")
+def test_a_signal_while_openssl_works(victim, tmp_path, number, whom):
     """With Ctrl-C the terminal tells openssl as well, which must not be taken for an error."""
-    # Python would complain about openssl's pipes, which are still open when the run ends.
-    monkeypatch.setattr(support.Interpreter, "command", property(lambda self: [self.path]))
-    script = """#!/bin/sh
-        [ $1 = dgst ] && echo >> {folder}/count
-        [ "$(wc -l < {folder}/count)" -lt 6 ] && exec {openssl} "$@"
+    script = """
+        [ $1 = dgst ] && echo >> {count}
+        [ "$(wc -l < {count})" -lt 6 ] && exec $real "$@"
         kill -{number:d} {whom}
         exec sleep 20
-        """.format(folder=tmp_path, openssl=support.tool("openssl"), number=number,
+        """.format(count=tmp_path / "count", number=number,
                    whom="$PPID" if whom == "it alone" else "0")
     (tmp_path / "count").touch()
-    (tmp_path / "openssl").write_text(script)
-    (tmp_path / "openssl").chmod(0o755)
-    path = "%s:%s" % (tmp_path, os.environ["PATH"])
-    assert victim.run({}, env={"PATH": path}, start_new_session=True) == 128 + number, victim.err
+    env = support.fake_openssl(tmp_path / "bin", script)
+    assert victim.run({}, env=env, start_new_session=True) == 128 + number, victim.err
     assert victim.leaves_nothing()
 
 

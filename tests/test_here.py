@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.x509.oid import ExtensionOID
 from scripted_ca import elsewhere
+from support import fake_openssl
 
 trial = scripted_ca.trial
 core = pytest.mark.core
@@ -166,7 +167,7 @@ def test_no_prompt_for_a_password(trial, key, tmp_path, style):
         try:
             out, err = process.communicate(timeout=30)
         finally:
-            process.kill()
+            support.end(process)
     assert process.returncode == 1 and not out and encrypted.name.encode() in err
     os.set_blocking(master, False)
     with pytest.raises(BlockingIOError):    # nothing was written to the terminal
@@ -230,13 +231,8 @@ def test_names_in_capitals_and_twice(trial, csr):
 
 # ---- openssl
 
-def fake_openssl(folder, script):
-    """Return an environment in which openssl is a shell script; $real is the real one."""
-    folder.mkdir()
-    (folder / "openssl").write_text("#!/bin/sh\nreal=%s\n%s\n" % (support.tool("openssl"), script))
-    (folder / "openssl").chmod(0o755)
-    return {"PATH": "%s:%s" % (folder, os.environ["PATH"])}
-
+# Notes the process of each signature; in a session of its own it is not ended with the run.
+RECORD = '[ $1 = dgst ] && echo $$ >> %s\nexec setsid $real "$@"'
 
 FAILURES = {
     "fails": "exit 1", "says why": "printf 'no \\033[31mluck\\n' >&2; exit 1",
@@ -294,7 +290,6 @@ def test_openssl_hangs(trial, tmp_path, command, script):
 def test_openssl_gets_ready_while_the_ca_is_at_work(trial, tmp_path):
     """The order is answered only when the signature after it has its process; none is left over."""
     pids = tmp_path / "pids"
-    record = '[ $1 = dgst ] && echo $$ >> %s\nexec setsid $real "$@"' % pids
 
     def started():
         """The processes so far that sign: account, order, and what comes next."""
@@ -309,7 +304,7 @@ def test_openssl_gets_ready_while_the_ca_is_at_work(trial, tmp_path):
         handler.wfile.write(data)
 
     seen = []
-    trial.works({"newOrder": elsewhere(wait)}, env=fake_openssl(tmp_path / "bin", record))
+    trial.works({"newOrder": elsewhere(wait)}, env=fake_openssl(tmp_path / "bin", RECORD % pids))
     assert len(seen) == 3
     assert not [pid for pid in started() if os.path.exists("/proc/" + pid)]
 
@@ -326,10 +321,9 @@ def test_openssl_is_a_wrapper(trial, tmp_path):
 
 
 @core
-def test_the_openssl_that_waits_is_ended(trial, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("warnings_off")
+def test_the_openssl_that_waits_is_ended(trial, tmp_path):
     """By a machine that is short of memory, for one: another takes its place."""
-    # Python can be told to complain about the pipes of the one that is lost.
-    monkeypatch.setattr(support.Interpreter, "command", property(lambda self: [self.path]))
     pids = tmp_path / "pids"
 
     def strike(handler, data):
@@ -339,8 +333,7 @@ def test_the_openssl_that_waits_is_ended(trial, tmp_path, monkeypatch):
         time.sleep(0.5)
         handler.wfile.write(data)
 
-    record = '[ $1 = dgst ] && echo $$ >> %s\nexec $real "$@"' % pids
-    trial.works({"newOrder": elsewhere(strike)}, env=fake_openssl(tmp_path / "bin", record))
+    trial.works({"newOrder": elsewhere(strike)}, env=fake_openssl(tmp_path / "bin", RECORD % pids))
 
 
 # ---- Challenge directories
@@ -530,7 +523,7 @@ def test_two_runs_at_once(trial):
             results = [(process, *process.communicate(timeout=60)) for process in processes]
         finally:
             for process in processes:
-                process.kill()
+                support.end(process)
     assert 0 in [process.returncode for process, _, _ in results]
     for process, out, err in results:
         assert process.returncode == 0 or (not out and b"E: " in err and b"Traceback" not in err)
