@@ -1,43 +1,72 @@
 """The fixtures: see support.py for what they hand out."""
+import collections
 import json
 import os
 import signal
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
 import support
 
-STARTED = time.monotonic()
-
 
 def pytest_configure(config):
-    """Ends at once where the Python to be tested is not on this machine."""
+    """Gets ready, and ends at once where no Python to be tested is on this machine."""
     # A background job or nohup ignores signals, and the script would rightly go on doing that.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
-    if not support.interpreter():
-        wanted = os.environ["LETSACME_PYTHON"]
-        say(wanted + ": not on this machine, skipped")
-        pytest.exit(wanted + " is not on this machine: skipped", 0)
+    if not support.interpreters():
+        raise pytest.UsageError("not on this machine: " + " ".join(support.wanted_interpreters()))
 
 
 def pytest_report_header():
     """Names what is tested."""
-    return "letsacme.py under %s, %s" % (support.interpreter().name, support.openssl_version())
+    return "letsacme.py under " + ", ".join(each.name for each in support.interpreters())
+
+
+def pytest_generate_tests(metafunc):
+    """Makes each test for every Python."""
+    pythons = support.interpreters()
+    if len(pythons) > 1:
+        metafunc.parametrize("python", pythons, ids=[each.word for each in pythons],
+                             indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves only the core tests to the Pythons between the first and the last."""
+    ends = support.interpreters()[0], support.interpreters()[-1]
+    chosen, others = [], []
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        python = params.get("python", ends[0])
+        item.user_properties.append(("python", python.word))
+        fits = python in ends or item.get_closest_marker("core")
+        (chosen if fits else others).append(item)
+    items[:] = chosen
+    config.hook.pytest_deselected(items=others)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def python(request):
+    """The Python that letsacme.py runs under."""
+    support.current = getattr(request, "param", None)
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Writes a line for the closing summary of run.sh."""
-    counts = {kind: len(terminalreporter.stats.get(kind, ()))
-              for kind in ("passed", "failed", "error", "skipped")}
-    say("%s, %s (%s): %s, %d s" % (
-        support.interpreter().name, support.openssl_version(),
-        config.option.markexpr or "all tests",
-        ", ".join("%d %s" % (count, kind) for kind, count in counts.items() if count) or "no tests",
-        time.monotonic() - STARTED))
+    """Says how each Python did, to run.sh's closing summary too."""
+    pythons = {each.word: each for each in support.interpreters()}
+    counts = collections.Counter(
+        (dict(report.user_properties).get("python"), kind)
+        for kind in ("passed", "failed", "error", "skipped")
+        for report in terminalreporter.stats.get(kind, ()) if hasattr(report, "user_properties"))
+    for word in support.wanted_interpreters():
+        if word not in pythons:
+            say(word + ": not on this machine")
+            continue
+        support.current = pythons[word]
+        say("%s, %s: %s" % (pythons[word].name, support.openssl_version(), ", ".join(
+            "%d %s" % (count, kind) for (each, kind), count in counts.items() if each == word)))
 
 
 def say(line):
@@ -130,7 +159,9 @@ def account(tmp_path):
 @pytest.fixture
 def csr(tmp_path, key):
     """csr(names, key=..., cn=..., ...) is the path of a CSR; see support.write_csr."""
-    def make(names=(), key=key(), **options):
+    usual = key()
+
+    def make(names=(), key=usual, **options):
         """A CSR for names, by default with the usual domain key."""
         path = tmp_path / support.fresh_name("csr")
         return support.write_csr(path, names, key, **options)

@@ -54,12 +54,16 @@ def tool(name):
     return found
 
 
-def library(name):
-    """The path of a shared library, from the tools folder or the machine."""
-    for root in (TOOLS, "/"):
-        for path in glob.glob("%s/usr/lib/*-linux-*/%s" % (root, name)):
+def library(name, needed=True):
+    """The path of a shared library, from the tools folder or the machine.
+
+    A missing one is an error if it is needed, or else "", which LD_PRELOAD overlooks.
+    """
+    for folder in (TOOLS / "usr/lib/*-linux-*", "/usr/lib/*-linux-*", "/usr/lib64", "/usr/lib"):
+        for path in glob.glob("%s/%s" % (folder, name)):
             return path
-    raise AssertionError("%s is missing: 'sh tests/run.sh' fetches it" % name)
+    assert not needed, "%s is missing: 'sh tests/run.sh' fetches it" % name
+    return ""
 
 
 def tools_env(**more):
@@ -68,43 +72,64 @@ def tools_env(**more):
     return dict(os.environ, LD_LIBRARY_PATH=os.pathsep.join(folders), **more)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Interpreter:
-    """A Python that letsacme.py is tested with."""
+    """A Python that letsacme.py is tested with, and the folder of its openssl if it has its own."""
+    word: str
     path: str
     name: str
     version: tuple
+    openssl: str
 
     @property
     def command(self):
-        """The command that starts it, every warning being an error where that is possible."""
-        return [self.path, "-W", "error"] if self.version >= (3, 6) else [self.path]
+        """The command that starts it, every warning being an error."""
+        return [self.path, "-W", "error"]
 
 
-@functools.lru_cache(maxsize=None)
-def interpreter():
-    """The first Python of LETSACME_PYTHON (names or paths) that is here; None if there is none."""
+# What pyenv puts on PATH are slow scripts: go round them, to the Pythons themselves.
+PYTHONS = search_path(
+    *(part for part in os.environ["PATH"].split(os.pathsep) if not part.endswith("/shims")),
+    TOOLS / "wrapped",
+    *sorted(glob.glob(os.environ.get("PYENV_ROOT", os.path.expanduser("~/.pyenv"))
+                      + "/versions/*/bin")))
+
+
+def wanted_interpreters():
+    """The words of LETSACME_PYTHON: names or paths, each perhaps with + and a folder of tools."""
+    return os.environ.get("LETSACME_PYTHON", "").split() or [sys.executable]
+
+
+@functools.cache
+def interpreters():
+    """Those of the wanted interpreters that are on this machine."""
     ask = ("import platform, sys; v = sys.version_info; "
-           "print('%s|%s %s|%d|%d' % (sys.executable, platform.python_implementation(),"
-           " platform.python_version(), v[0], v[1]))")
-    for name in os.environ.get("LETSACME_PYTHON", sys.executable).split():
-        path = shutil.which(name, path=search_path(os.environ["PATH"], TOOLS / "wrapped"))
+           "print('%s %s|%d|%d' % (platform.python_implementation(), platform.python_version(),"
+           " v[0], v[1]))")
+    found = []
+    for word in wanted_interpreters():
+        name, _, openssl = word.partition("+")
+        path = shutil.which(name, path=PYTHONS)
         answer = path and subprocess.run([path, "-c", ask], capture_output=True, text=True)
-        if answer and answer.returncode == 0:
-            real, label, major, minor = answer.stdout.strip().split("|")
-            # What pyenv puts on PATH are slow scripts: go round them.
-            return Interpreter(real if "shims" in path else path, label, (int(major), int(minor)))
-    return None
+        if (answer and answer.returncode == 0
+                and (not openssl or (TOOLS / openssl / "openssl").exists())):
+            label, major, minor = answer.stdout.strip().split("|")
+            found.append(Interpreter(word, path, label, (int(major), int(minor)), openssl))
+    return found
 
 
-@functools.lru_cache(maxsize=None)
+current = None
+
+
+def interpreter():
+    """The interpreter for the test that runs now."""
+    return current or interpreters()[0]
+
+
 def script_path():
-    """The PATH of letsacme.py; LETSACME_OPENSSL is a folder of the tools with another openssl."""
-    other = os.environ.get("LETSACME_OPENSSL")
-    if not other:
-        return os.environ["PATH"]
-    assert (TOOLS / other / "openssl").exists(), "no openssl in %s/%s" % (TOOLS, other)
-    return search_path(TOOLS / other, os.environ["PATH"])
+    """The PATH of letsacme.py."""
+    folder = interpreter().openssl
+    return search_path(*[TOOLS / folder] if folder else [], os.environ["PATH"])
 
 
 def openssl_version():
@@ -152,16 +177,19 @@ class Letsacme:
         self.folder = folder
         self.hosts = folder / "hosts"
         self.hosts.write_text("127.0.0.1 localhost\n")
+        self.has_names = False
 
     def add_host(self, name, address="127.0.0.1"):
         """Lets the script's own look-ups find a name (and nobody else's: see environment)."""
+        self.has_names = True
         with self.hosts.open("a") as hosts:
             hosts.write("%s %s\n" % (address, name))
 
     def environment(self, ca=None, more=None, clock=None):
         """What the script finds in its environment: little, like a cron job."""
         env = {"PATH": script_path(), "HOME": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1",
-               "LD_PRELOAD": library("libnss_wrapper.so"), "NSS_WRAPPER_HOSTS": str(self.hosts)}
+               "LD_PRELOAD": library("libnss_wrapper.so", self.has_names),
+               "NSS_WRAPPER_HOSTS": str(self.hosts)}
         if clock:
             env["LD_PRELOAD"] += " " + library("faketime/libfaketime.so.1")
             env["FAKETIME"] = clock
@@ -234,7 +262,7 @@ def free_port():
     raise AssertionError("no free port")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def has_ipv6():
     """Does this machine have ::1?"""
     try:
