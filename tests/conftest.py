@@ -66,7 +66,8 @@ def pytest_terminal_summary(terminalreporter, config):
             continue
         support.current = pythons[word]
         say("%s, %s: %s" % (pythons[word].name, support.openssl_version(), ", ".join(
-            "%d %s" % (count, kind) for (each, kind), count in counts.items() if each == word)))
+            "%d %s" % (count, kind) for (each, kind), count in counts.items() if each == word)
+            or "no tests"))
 
 
 def say(line):
