@@ -1,560 +1,952 @@
-#!/usr/bin/env python
-"""Get a certificate from Let's Encrypt, or another ACME CA (RFC 8555), and print it.
+#!/usr/bin/env python3
+"""Get a certificate from Let's Encrypt, or from another ACME CA, and print it.
 
-  --account-key FILE     the private key of your account with the CA, in PEM
+For example:  letsacme.py --account-key account.key --csr domain.csr --renew
+                  --acme-dir /var/www/challenges --fullchain-file fullchain.crt
+
+  --account-key FILE     private key of your account with the CA, in PEM
   --csr FILE             your certificate signing request, in PEM
-  --config-json JSON     a configuration: a JSON file or the JSON text itself
-  --acme-dir DIR         challenge directory for the names that have none in the configuration
+  --config-json JSON     configuration: a JSON file, or the JSON text itself
+  --acme-dir DIR         challenge directory of the names that have none there
   --cert-file FILE       write the certificate to this file
   --chain-file FILE      write the chain to this file
-  --fullchain-file FILE  write certificate and chain to this file instead of printing them
-  --renew                only act if the certificate in --fullchain-file is due for renewal
-  --ca, --directory-url URL  directory of the CA; to a URL without a path, /directory is added
+  --fullchain-file FILE  write both to this file instead of printing them
+  --renew                only act if what is in --fullchain-file is due
+  --ca, --directory-url URL  the CA's directory; without a path, /directory
   --profile NAME         the CA's certificate profile to ask for
   --contact ADDRESS ...  mail addresses for the account, should it be new
-  --eab-kid ID           key identifier for external account binding, if the CA asks for that
-  --eab-hmac-key KEY     its key in base64url; the configuration is the better place for it
+  --eab-kid ID           external account binding, if the CA asks for it, ...
+  --eab-hmac-key KEY     ... and its key, which is better kept in a JSON file
   --no-chain             do not print the chain
   --no-cert              do not print the certificate
   --quiet                log errors only
-  --force                delete a directory that has the name of a challenge file
+  --force                delete a directory that is in a challenge file's place
   --disable-check        do not fetch the challenge files before the CA does
   --check-port PORT      fetch them from this port instead of 80
-  --test                 print a test certificate, leave all files alone; no effect beside --ca
+  --test                 print a test certificate, leave the output files alone;
+                         has no effect beside --ca
   -h, --help, --version  print this, or the version
-Exit status: 0 issued, 1 failed, 2 wrong usage, 3 nothing was due, 128 + N ended by signal N.
+Running it agrees to the CA's terms of service.
+Exit status: 0 issued, 1 failed, 2 wrong usage, 3 nothing was due,
+128 + N ended by signal N.
 """
-from __future__ import division, unicode_literals
-import argparse, atexit, base64, binascii, calendar, contextlib, errno, hashlib, hmac, json, os
-import re, shutil, signal, socket, ssl, subprocess, sys, time
+import base64
+import contextlib
+import hashlib
+import hmac
+import http.client
+import ipaddress
+import json
+import os
+import re
+import shutil
+import signal
+import ssl
+import stat
+import subprocess
+import sys
+import time
+import traceback
+import types
+import urllib.error
+import urllib.request
 from email.utils import formatdate, mktime_tz, parsedate_tz
-try:
-    from http.client import HTTPException, HTTPSConnection
-    from urllib.request import Request, urlopen
-except ImportError:  # Python 2
-    from httplib import HTTPException, HTTPSConnection
-    from urllib2 import Request, urlopen
-VERSION = '1.0.0'
-WrongUsage = argparse.ArgumentTypeError  # which makes the exit status 2
+
+VERSION = '2.0.0'
 LETS_ENCRYPT = 'https://acme-v02.api.letsencrypt.org/directory'
 LETS_ENCRYPT_STAGING = 'https://acme-staging-v02.api.letsencrypt.org/directory'
-OPTIONS = re.findall('^  --([a-z-]+)(?:, (--[a-z-]+))?( [A-Z]+)?', __doc__, re.M)
-SECOND = 1.0  # every timeout, pause and bound is a multiple of it, so that tests can shorten them
-WELL_KNOWN = b'/.well-known/acme-challenge'
-HEADERS = {'User-Agent': 'letsacme/' + VERSION, 'Content-Type': 'application/jose+json'}
-LIMIT = 1 << 20  # bytes read of anything
-HOST_NAME = re.compile(r'([a-z0-9_-]+\.)*[a-z][a-z0-9-]*\Z').match
-RSA = b'\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01'  # 1.2.840.113549.1.1.1, as it stands in DER
-CURVES = {b'\x2a\x86\x48\xce\x3d\x03\x01\x07': ('P-256', 'ES256'),  # 1.2.840.10045.3.1.7
-          b'\x2b\x81\x04\x00\x22': ('P-384', 'ES384')}  # 1.3.132.0.34
-COMMON_NAME, ALT_NAMES, AUTHORITY = b'\x55\x04\x03', b'\x55\x1d\x11', b'\x55\x1d\x23'
+OPTIONS = dict(re.findall(r'^  (--[a-z-]+)(?:, --[a-z-]+)?(?: ([A-Z]+))?', __doc__, re.M))
+WELL_KNOWN = '/.well-known/acme-challenge'
+USER_AGENT = {'User-Agent': f'letsacme/{VERSION}'}
+MOST_BYTES = 1000000  # of a file or an answer
+ANSWER_TIMEOUT = 40  # in seconds, as all times; smallstep's CA takes 30 for a failed challenge
+REQUEST_PATIENCE = 120  # with a CA that is down, busy or silent
+WORK_PATIENCE = 600  # with a validation or an issuance
+DOUBT_PATIENCE = 10  # with a validation about which the CA has complained
+LONGEST_RUN = 3600
+FIRST_PAUSE, LONGEST_PAUSE, LONGEST_POLL_PAUSE = 0.25, 5, 30
+TEMPORARY = []  # paths of files that are removed at the end
 
-class Error(Exception):
-    """Trouble in words for the person at the keyboard."""
+# ---- The story of getting a certificate
 
-def require(condition, message, error=Error):
-    """Raise an error with this message unless the condition holds."""
-    if not condition:
-        raise error(message)
-
-def text(value):
-    """Give a value as text in which nothing can steer a terminal or forge a line of the log."""
-    value = value.decode('utf-8', 'replace') if isinstance(value, bytes) else '%s' % (value,)
-    return re.sub('[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069]', '?', value)
-
-def log(line):
-    """Write a line to standard error, in UTF-8; --quiet leaves only errors."""
-    if not log.quiet or line.startswith('E:'):
-        try:
-            os.write(2, (text(line) + '\n').encode('utf-8', 'replace'))
-        except OSError:  # a full disk under the log, for one, must not stop a renewal
-            pass
-log.quiet, log.about = False, 'letsacme'  # a file or URL, to name it when an error does not
-
-def to_path(name):
-    """Give a file's name as bytes, which mean the same in every locale and Python."""
-    return name if isinstance(name, bytes) else name.encode('utf-8', 'surrogateescape')
-
-def read_file(path):
-    """Give the first LIMIT bytes of a file."""
-    with open(path, 'rb') as stream:
-        return stream.read(LIMIT)
-
-def remove(path):
-    """Remove a file if that can be done."""
+def main(argv):
+    """Run letsacme with these arguments; return the exit status."""
+    os.umask(0o022)  # since the web server has to read the challenge files
+    status = 2  # until the settings are read, what is wrong is the usage
     try:
-        os.remove(path)
-    except EnvironmentError:
-        pass
+        end_on_signals()
+        settings = read_settings(argv)
+        status = 1
+        return run(settings)
+    except Exception as error:
+        lines = error.args
+        if not isinstance(error, Error):
+            place = traceback.extract_tb(sys.exc_info()[2])[-1]
+            lines = [f'{type(error).__name__} at line {place.lineno} of {place.name}: this is a '
+                     'mistake in letsacme, please report it']
+        for line in lines:
+            log(f'E: {line}')
+        return status
+    finally:
+        remove(*TEMPORARY)
 
-def write_new(path, content, flags=0, old=None):
-    """Write bytes to a new file, with the mode and owner of an old one; at exit it is gone."""
-    remove(path)
-    atexit.register(remove, path)
-    with os.fdopen(os.open(path, flags | os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), 'wb') as new:
-        new.write(content)
-        if old:
-            os.fchmod(new.fileno(), old.st_mode & 0o7777)
-            os.fchown(new.fileno(), old.st_uid, old.st_gid)
+def run(settings):
+    """Get the certificate, if it is wanted now, and deliver it; return the exit status."""
+    csr = SigningRequest(settings.csr)
+    log(f'letsacme {VERSION}, {formatdate(usegmt=True)}{settings.mode}: {" ".join(csr.names)}')
+    log('Parsing account key...')
+    key = AccountKey(settings.account_key)
+    require(key.public_key != csr.public_key, f'{settings.csr} is made with the account key: '
+            'the site needs a key of its own')
+    directories = {name: challenge_directory(name, settings) for name in csr.names}
+    outputs = check_outputs(settings)
+    with contextlib.closing(CA(settings.ca, key)) as ca:
+        old = read_old(settings.fullchain_file) if settings.renew else None
+        if old and not is_due(ca, csr, old, outputs):
+            return 3
+        register(ca, settings)
+        order = place_order(ca, csr, old, settings.profile)
+        if order['status'] == 'pending':
+            challenges = prove(ca, order, directories, settings)
+            order = validate(ca, order.location, challenges)
+        log(f'Signing certificate...{settings.mode}')
+        chain = issue(ca, order, csr)
+    deliver(chain, outputs, settings)
+    return 0
 
-def der(data):
-    """Give tag and content of each element in DER data (X.690, 8.1); ValueError if it is cut."""
-    elements, start = [], 0
-    while start < len(data):
-        (tag, length), start = bytearray(data[start:start + 2]), start + 2
-        if length > 127:  # then it is the length of the length
-            start += length - 128
-            length = int(binascii.hexlify(data[start - length + 128:start]), 16)
-        elements.append((tag, data[start:start + length]))
-        start += length
-    require(start <= len(data), 'DER is cut short', ValueError)
-    return elements
+def register(ca, settings):
+    """Find the account of the key or make one, and sign with it from now on (RFC 8555, 7.3)."""
+    log(f'Registering account...{settings.mode}')
+    url = ca.resource('newAccount')
+    account = {'termsOfServiceAgreed': True, 'contact': settings.contact}
+    # A pair for external account binding may be good for one use, so it is not sent at first.
+    answer = ca.ask(url, {'onlyReturnExisting': True} if settings.eab_kid else account)
+    if settings.eab_kid and answer.problem in ('accountDoesNotExist', 'externalAccountRequired'):
+        secret = base64.urlsafe_b64decode(settings.eab_hmac_key + '==')
+        protected = {'alg': 'HS256', 'kid': settings.eab_kid, 'url': url}  # RFC 8555, 7.3.4
+        account['externalAccountBinding'] = jws(
+            protected, ca.key.jwk, lambda data: hmac.new(secret, data, 'sha256').digest())
+        answer = ca.ask(url, account)
+    ca.account_url = answer.made().location
+    terms = [meta.get('termsOfService') for meta in ca.directory.objects('meta')]
+    log(f'  {ca.account_url}, terms of service: {"".join(map(str, terms))}')
 
-def find(data, identifier):
-    """Give what stands last beside each such object identifier in DER data, level by level."""
-    found, level = [], [data]
-    for _ in range(8):  # names are that deep in a CSR
-        groups = [der(content) for content in level]
-        found += [group[-1][1] for group in groups if group[:1] == [(6, identifier)]]
-        level = [content for group in groups for tag, content in group if tag & 0x20]
-    return found
-
-class Signed(object):
-    """A CSR (RFC 2986, 4) or certificate (RFC 5280, 4.1); ValueError, LookupError if it is none."""
-    def __init__(self, data):
-        [(_, signed)] = der(data)
-        self.der, self.fields, self.names = data, der(der(signed)[0][1]), []
-        self.public_key = [content for tag, content in self.fields if tag == 0x30][-1]
-        for tag, content in [e for value in find(data, ALT_NAMES) for e in der(der(value)[0][1])]:
-            name = content.decode('latin-1').lower()
-            if tag == 0x87:
-                name = socket.inet_ntop(socket.AF_INET6 if content[4:] else socket.AF_INET, content)
-            self.names.append(({0x82: 'dns', 0x87: 'ip'}.get(tag, 'other'), name))
-
-def read_pem(data, label):
-    """Give each such block of PEM data (RFC 7468) as Signed; raise as that if one is broken."""
-    blocks = re.findall(b'-----BEGIN (?:NEW )?' + label + b'-----([^-]+)-----END ', data)
-    require(blocks and len(blocks) == data.count(b'-----BEGIN '), 'no PEM in it', ValueError)
-    return [Signed(base64.b64decode(block)) for block in blocks]
-
-def read_csr(path):
-    """Give the CSR in a file with all names it asks for, as (type, value); raise Error."""
-    log.about = path
-    [csr] = read_pem(read_file(path), b'CERTIFICATE REQUEST')
-    add = [('dns', cn.decode('latin-1').lower()) for cn in find(csr.der, COMMON_NAME) if b'.' in cn]
-    csr.names = sorted(set(csr.names + [cn for cn in add if HOST_NAME(cn[1].replace('*.', ''))]))
-    bad = [v for t, v in csr.names if not (t == 'ip' or t == 'dns' and HOST_NAME(v))]
-    require(csr.names and not bad, 'the CSR asks for %s, which http-01 cannot prove: names and '
-            'addresses only; a dns-01 client can prove a wildcard' % (', '.join(bad) or 'nothing'))
-    return csr
-
-def b64(data):
-    """Give bytes in base64url without padding (RFC 7515, 2)."""
-    return base64.urlsafe_b64encode(data).decode('ascii').rstrip('=')
-
-def compact_json(value):
-    """Give JSON in bytes with sorted keys and no spaces, which thumbprints need (RFC 7638, 3)."""
-    return json.dumps(value, sort_keys=True, separators=(',', ':')).encode('utf-8')
-
-def jws(protected, payload, sign):
-    """Give a signed JSON object (RFC 7515, 7.2.2); a payload of None means POST-as-GET."""
-    head, body = b64(compact_json(protected)), '' if payload is None else b64(compact_json(payload))
-    signature = b64(sign((head + '.' + body).encode('ascii')))
-    return {'protected': head, 'payload': body, 'signature': signature}
-
-def explain(answer):
-    """Give a problem of the CA with its subproblems (RFC 8555, 6.7), or a status, in words."""
-    words = ['%s %s %s' % ((part.get('identifier') or {}).get('value', ''), part.get('detail', ''),
-                           part.get('type') or part.get('status', ''))
-             for part in [answer] + (answer.get('subproblems') or [])]
-    return text('; '.join(words)).strip()[:4000]
-
-class Client(object):
-    """An ACME client: the account's key, of which only openssl opens the private half, and a CA."""
-    def __init__(self, key_path, directory_url):
-        self.key_path, self.url, self.directory, self.process = key_path, directory_url, None, None
-        self.nonces, self.connections, self.tls = [], {}, ssl.create_default_context()
-        atexit.register(self.close)
-        [(_, self.public_key)] = der(self.openssl(b'', 'pkey', '-pubout', '-outform', 'DER', '-in'))
-        (_, algorithm), (_, bits) = der(self.public_key)  # RFC 5280, 4.1.2.7
-        kinds, bits = [content for _, content in der(algorithm)], bits[1:]
-        if kinds[0] == RSA:
-            numbers = [b64(number.lstrip(b'\0')) for _, number in der(der(bits)[0][1])]
-            self.algorithm, self.jwk = 'RS256', {'kty': 'RSA', 'n': numbers[0], 'e': numbers[1]}
-        elif kinds[-1] in CURVES and bits[:1] == b'\x04':  # a point that is not compressed
-            (curve, self.algorithm), half = CURVES[kinds[-1]], len(bits) // 2 + 1
-            self.jwk = {'kty': 'EC', 'crv': curve, 'x': b64(bits[1:half]), 'y': b64(bits[half:])}
-        else:
-            raise Error('the account key %s must be RSA, P-256 or P-384' % text(key_path))
-        self.thumbprint = b64(hashlib.sha256(compact_json(self.jwk)).digest())  # RFC 7638
-        self.signer = {'jwk': self.jwk}  # the URL of the account, once that is known
-
-    def start(self, *arguments):
-        """Start an openssl command, which waits for data; the key's path is put last."""
-        log.about, pipe = 'openssl', subprocess.PIPE
-        self.process = subprocess.Popen(('openssl',) + arguments + (self.key_path, '-passin',
-                                        'pass:none'), stdin=pipe, stdout=pipe, stderr=pipe)
-
-    def openssl(self, data, *arguments):
-        """Give the output of an openssl command for data, of the one that waits if there is one."""
-        if not self.process or self.process.poll() is not None:
-            self.start(*arguments)
-        output, trouble = self.process.communicate(data)
-        require(not self.process.returncode, 'cannot use %s, which must be a private key in PEM, '
-                'without a password: %s' % (text(self.key_path), text(trouble.partition(b'\n')[0])))
-        return output
-
-    def sign(self, data):
-        """Give the signature of data as JWS wants it (RFC 7518, 3.3 and 3.4)."""
-        signature = self.openssl(data, 'dgst', '-sha' + self.algorithm[2:], '-sign')
-        self.start('dgst', '-sha' + self.algorithm[2:], '-sign')  # while the CA is at work
-        if self.algorithm == 'RS256':
-            return signature
-        size = int(self.algorithm[2:]) // 8  # bytes of each of the two numbers
-        return b''.join(n.lstrip(b'\0').rjust(size, b'\0') for _, n in der(der(signature)[0][1]))
-
-    def resource(self, name):
-        """Give what the CA's directory has under a name (RFC 8555, 7.1.1), {} if it may lack it."""
-        self.directory = self.directory or self.ask(self.url, method='GET')
-        return self.directory[name] if name[:3] == 'new' else self.directory.get(name, {})
-
-    def ask(self, url, payload=None, method='POST', answer=None, busy=(), order_decides=False):
-        """Give the answer, asking for two minutes, or ten if `busy`, while trouble may pass."""
-        end = os.times()[4] + (600 if busy else 120) * SECOND  # a clock that nobody sets
-        pause, bad_nonces, troubled = 0, 0, False
-        while True:
-            try:
-                answer = answer or self.send(url, payload, method, troubled)
-            except (EnvironmentError, HTTPException) as error:
-                require('CERTIFICATE_VERIFY_FAILED' not in str(error), '%s: %s' % (url, error))
-                self.close()
-                answer, self.status, self.header = {'detail': 'no answer: %r' % error}, 503, {}.get
-            when = self.header('Retry-After') or ''  # seconds or a date (RFC 9110, 10.2.3)
-            date = parsedate_tz(when)
-            after = int(when) * SECOND if when.isdigit() else date and mktime_tz(date) - time.time()
-            passing = self.status >= 500 or self.status == 429 and after is not None
-            wait = max(pause, after or 0)
-            if text(answer.get('type')).endswith(':badNonce') and bad_nonces < 20:
-                bad_nonces += 1
-            elif (passing or answer.get('status') in busy) and os.times()[4] + wait < end:
-                time.sleep(wait)
-                pause = min(max(1.2 * pause, 0.25 * SECOND), 5 * SECOND)
-                troubled = troubled or passing
-            elif self.status // 100 == 2 and answer.get('status') not in busy:
-                return answer
-            elif order_decides and troubled and not passing:
-                return None  # since a refusal may mean that an earlier try got through
-            else:
-                words = explain(answer or {'detail': 'HTTP status %d' % self.status})
-                raise Error('%s: %s%s' % (url, words, ', retry in %d s' % after if after else ''))
-            answer = None
-
-    def send(self, url, payload, method, troubled):
-        """Give the answer to one request, signed if it is a POST (RFC 8555, 6.2 to 6.5)."""
-        body = None
-        if method == 'POST':
-            if not self.nonces:
-                self.ask(self.resource('newNonce'), method='HEAD')
-            protected = dict(self.signer, alg=self.algorithm, nonce=self.nonces.pop(), url=url)
-            body = compact_json(jws(protected, payload, self.sign))
-        log.about = url
-        match = re.match(r'https://([A-Za-z0-9.:\[\]-]+)(/[!-~]*)$', url)
-        require(match, '%s is not an https URL' % url)
-        if troubled:  # some CAs close a connection after each answer and do not say so
-            self.close()
-        connection = self.connections.setdefault(match.group(1), HTTPSConnection(
-            match.group(1), timeout=30 * SECOND, context=self.tls))
-        connection.request(method, match.group(2), body, HEADERS)
-        with contextlib.closing(connection.getresponse()) as reply:
-            self.status, self.header, self.body = reply.status, reply.getheader, reply.read(LIMIT)
-        require(not reply.length, 'cut short, or longer than %d bytes' % LIMIT, HTTPException)
-        self.nonces += re.findall('^[A-Za-z0-9_-]+$', self.header('Replay-Nonce', ''))
-        return json.loads(self.body.decode('utf-8')) if self.body.strip()[:1] == b'{' else {}
-
-    def close(self):
-        """Close the connections; a request opens its own again. End an openssl that still runs."""
-        for connection in self.connections.values():
-            connection.close()
-        if self.process:
-            if self.process.poll() is None:
-                self.process.kill()
-            for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-                pipe.close()
-            self.process.wait()
-
-def register(ca, args):
-    """Find the account of the key or make one, to sign with from now on (RFC 8555, 7.3)."""
-    log('Registering account...' + ' (test mode)' * args.test)
-    contact = [to if ':' in to else 'mailto:' + to for to in ' '.join(args.contact or []).split()]
-    url, account = ca.resource('newAccount'), {'termsOfServiceAgreed': True, 'contact': contact}
-    try:  # a key for external account binding may be good for one use, so it comes second
-        ca.ask(url, {'onlyReturnExisting': True} if args.eab_kid else account)
-    except Error as error:
-        if not args.eab_kid or ':accountDoesNotExist' not in '%s' % error:
-            raise
-        key = base64.urlsafe_b64decode((args.eab_hmac_key + '==').encode('ascii'))
-        account['externalAccountBinding'] = jws(  # RFC 8555, 7.3.4
-            {'alg': 'HS256', 'kid': args.eab_kid, 'url': url}, ca.jwk,
-            lambda data: hmac.new(key, data, hashlib.sha256).digest())
-        ca.ask(url, account)
-    require(ca.header('Location'), '%s: the answer has no Location' % url)
-    ca.signer = {'kid': ca.header('Location')}
-    log('  %s, terms: %s' % (ca.signer['kid'], ca.resource('meta').get('termsOfService')))
-
-def place_order(ca, names, profile, old):
-    """Give a new order and its URL (RFC 8555, 7.4); it may replace an old one (RFC 9773, 5)."""
-    url, order = ca.resource('newOrder'), {'identifiers': [dict(type=t, value=v) for t, v in names]}
-    known = sorted(ca.resource('meta').get('profiles') or {})
-    require(not profile or profile in known, 'no profile %s of: ' % profile + ', '.join(known))
-    order.update({'profile': profile} if profile else {})
+def place_order(ca, csr, old, profile):
+    """Return a new order (RFC 8555, 7.4), which may replace an old certificate (RFC 9773, 5)."""
+    order = {'identifiers': list(csr.names.values())}
+    if profile:
+        order['profile'] = profile
     if old and old.renewal_id and ca.resource('renewalInfo'):
-        try:
-            return ca.ask(url, dict(order, replaces=old.renewal_id)), ca.header('Location')
-        except Error as error:
-            log('W: ordering again without "replaces": %s' % error)
-    return ca.ask(url, order), ca.header('Location')
+        answer = ca.ask(ca.resource('newOrder'), dict(order, replaces=old.renewal_id))
+        if answer.code // 100 != 4 or answer.problem == 'rateLimited':
+            return answer.made()
+        log(f'W: ordering again without "replaces": {in_words(answer)}')
+    return ca.ask(ca.resource('newOrder'), order).made()
 
-def challenge_directory(name, args):
-    """Give the path of the challenge directory for a name; raise Error if it cannot be used."""
-    twin = name[4:] if name.startswith('www.') else 'www.' + name
-    path = (args.domains.get(name) or args.domains.get(twin)
-            or to_path(args.acme_dir or '').rstrip(b'/') or args.domains.get('', b''))
-    if os.path.isdir(re.sub(re.escape(WELL_KNOWN) + b'$', b'/', path)) and not os.path.isdir(path):
-        os.makedirs(path)
-    require(os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK), '%s: --config-json or '
-            '--acme-dir must give a directory that may be written, not "%s"' % (name, text(path)))
-    return path
-
-def publish(ca, name, token, directory, args):
-    """Write a challenge file and fetch it as the CA will; give a list of what is wrong."""
-    require(re.match(r'[A-Za-z0-9_-]{22,200}\Z', token),  # since it becomes a part of a path
-            '%s: the CA sent an unsafe token: %.200s' % (name, text(token)))
-    path, content = os.path.join(directory, token.encode('ascii')), token + '.' + ca.thumbprint
-    if args.force and os.path.isdir(path):
-        shutil.rmtree(path, ignore_errors=True)  # does nothing to a link
-    write_new(path, content.encode('ascii'))
-    if args.disable_check:
-        return []
-    host = (('[%s]' if ':' in name else '%s') % name + ':' + (args.check_port or '')).rstrip(':')
-    url = 'http://%s/.well-known/acme-challenge/%s' % (host, token)
-    try:  # without verifying TLS, as the CA does it when it is sent on to https
-        with contextlib.closing(urlopen(Request(url, headers=HEADERS), timeout=30 * SECOND,
-                                        context=ssl._create_unverified_context())) as response:
-            found = response.read(LIMIT).rstrip()
-    except (EnvironmentError, HTTPException, ValueError) as error:
-        getattr(error, 'close', list)()  # it may be an answer, such as 404
-        found = str(error)
-    return [] if found == content.encode('ascii') else [
-        "Wrote file to %s, but couldn't download %s: %s" % (text(path), url, text(found)[:200])]
-
-def prove(ca, order, order_url, directories, args):
-    """Prove control of all names at once by http-01; give the order after that (RFC 8555, 8.3)."""
-    urls, failures = [], []
-    for authorization in [ca.ask(url) for url in order['authorizations']]:
+def prove(ca, order, directories, settings):
+    """Put a challenge file in place for each name that is not valid yet, and fetch it as the CA is
+    going to (RFC 8555, 7.5 and 8.3). Return {name: (URL of authorization, URL of challenge)}; raise
+    Error if anything is wrong."""
+    challenges, failures = {}, []
+    for url in order['authorizations']:
+        authorization = ca.read(url)
         name = authorization['identifier']['value'].lower()
-        require(name in directories, 'the CA wants a proof for %s, not ordered' % text(name))
-        if authorization['status'] != 'valid':
-            log('Verifying %s...' % name)
-            [challenge] = [c for c in authorization['challenges'] if c['type'] == 'http-01']
-            failures += publish(ca, name, challenge['token'], directories[name], args)
-            urls.append(challenge['url'])
-    require(not failures, '\n'.join(failures))
-    answers = [ca.ask(url, {}, order_decides=True) or {} for url in urls]
-    if any(a.get('error') and a['status'] in ('pending', 'invalid') for a in answers):
-        return order  # which some CAs leave pending for ever, and even such a challenge
-    return ca.ask(order_url, answer=order, busy=('pending', 'processing'))
+        require(name in directories, f'the CA wants a proof for {name}, which was not ordered')
+        if authorization['status'] == 'valid':
+            log(f'Already verified: {name}, skipping...')
+            continue
+        log(f'Verifying {name}...')
+        offered = {f'{each.get("type")}': each for each in authorization.objects('challenges')}
+        kinds = ', '.join(offered) or 'nothing'
+        require('http-01' in offered, f'{name}: the CA offers no http-01, but {kinds}')
+        token = offered['http-01']['token']
+        require(re.match(r'[A-Za-z0-9_-]{22,200}\Z', token),  # since it becomes a part of a path
+                f'{name}: the CA sent an unsafe token: {token:.300}')
+        path = os.path.join(directories[name], token)
+        content = f'{token}.{ca.key.thumbprint}'
+        publish(path, content, settings.force)
+        if not settings.disable_check:
+            failures += self_check(name, path, content, settings.check_port)
+        challenges[name] = url, offered['http-01']['url']
+    require(not failures, *failures)
+    return challenges
 
-def get_chain(ca, csr, directories, args, old):
-    """Give the certificate that the CA issues, checked, and its chain (RFC 8555, 7.4)."""
-    order, order_url = place_order(ca, csr.names, args.profile, old)
-    order = prove(ca, order, order_url, directories, args)
-    if order['status'] == 'ready':
+def publish(path, content, force):
+    """Write a challenge file; raise Error if that cannot be done."""
+    with about(path):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if force and os.path.isdir(path):
+            shutil.rmtree(path, ignore_errors=True)  # does nothing to a link
+        remove(path)
+        require(not os.path.isdir(path), 'a directory is in its place, which --force deletes')
+        TEMPORARY.append(path)
+        with open(path, 'x') as file:  # which never opens what is there, be it a link
+            file.write(content)
+
+def self_check(name, path, content, port):
+    """Fetch a name's challenge file as the CA is going to; return a list of what is wrong."""
+    host = f'[{name}]' if ':' in name else name
+    host += f':{port}' if port else ''
+    request = urllib.request.Request(
+        f'http://{host}{WELL_KNOWN}/{os.path.basename(path)}', headers=USER_AGENT)
+    tls = ssl._create_unverified_context()  # a redirect may lead to an expired certificate
+    try:
+        with urllib.request.urlopen(request, None, ANSWER_TIMEOUT, context=tls) as answer:
+            found = answer.read(MOST_BYTES).rstrip().decode('utf-8', 'replace')
+        if found == content:
+            return []
+        trouble = f'something else is there: {found:.200}'
+    except NETWORK_TROUBLE as error:
+        trouble = reason(error)
+    for target in getattr(request, 'redirect_dict', []):  # where urllib has noted them
+        trouble += f', after a redirect to {target}'
+    return [f"Wrote file to {path}, but couldn't download {request.full_url}: {trouble}"]
+
+def validate(ca, order_url, challenges):
+    """Have the CA validate all names; return the order after that (RFC 8555, 7.5.1). Raise Error if
+    it cannot, which CAs show in the answer to a challenge, the authorization or the order."""
+    complaints = answer_challenges(ca, challenges)
+    patience = Patience(DOUBT_PATIENCE if complaints else WORK_PATIENCE, FIRST_PAUSE)
+    waiting = [url for url, _ in challenges.values()]
+    order = ca.read(order_url)
+    while order['status'] == 'pending':
+        authorization = first_unproved(ca, waiting)
+        if authorization is not None and has_failed(authorization):
+            break
+        if not patience.wait(0 if complaints else order.poll_pause()):
+            break
+        order = ca.read(order_url)
+    if order['status'] in ('ready', 'processing', 'valid'):
         log('  Verified!')
-        log('Signing certificate...' + ' (test mode)' * args.test)
-        order = ca.ask(order['finalize'], {'csr': b64(csr.der)}, order_decides=True)
-    order = ca.ask(order_url, answer=order, busy=('processing',))
-    if order['status'] != 'valid':
-        lines = ['%s: %s' % (text(authorization['identifier']['value']), explain(each['error']))
-                 for authorization in [ca.ask(url) for url in order['authorizations']]
-                 for each in authorization['challenges'] if each.get('error')]
-        raise Error('\n'.join(lines) or 'the order failed: %s' % explain(order.get('error', order)))
-    ca.ask(order['certificate'])
-    chain = read_pem(ca.body, b'CERTIFICATE')
-    require(set(csr.names) <= set(chain[0].names) and csr.public_key == chain[0].public_key,
-            'the CA sent a certificate for another key or without all the names')
+        return order
+    raise Error(*list_failures(ca, order, challenges, complaints))
+
+def answer_challenges(ca, challenges):
+    """Tell the CA that the files are there (RFC 8555, 7.5.1); return its complaints by name."""
+    complaints = {}
+    for name, (_, url) in challenges.items():
+        answer = ca.ask(url, {})
+        if answer.code >= 300:
+            complaints[name] = answer.refusal()
+        elif has_failed(answer):
+            complaints[name] = in_words(answer)
+        if answer.code >= 500:
+            break  # the CA is down: other challenges would take as long
+    return complaints
+
+def list_failures(ca, order, challenges, complaints):
+    """Return a line for each name that is not valid: the first complaint, and how it stands."""
+    lines = []
+    for name, (url, _) in challenges.items():
+        authorization = ca.read(url)
+        if authorization['status'] != 'valid' or name in complaints:
+            known = [complaints[name]] if name in complaints else []
+            lines.append(f'{name}: {"; ".join(known + [in_words(authorization)])}')
+    if 'error' in order or not lines:
+        lines.append(f'{order.location}: {in_words(order)}')
+    return lines
+
+def first_unproved(ca, waiting):
+    """Return the first authorization that is not valid; drop the URLs of those before it."""
+    while waiting:
+        authorization = ca.read(waiting[0])
+        if authorization['status'] != 'valid':
+            return authorization
+        del waiting[0]
+    return None
+
+def has_failed(thing):
+    """Return whether a challenge, or an authorization with one, shows that a validation failed."""
+    return (thing.get('status') in ('invalid', 'expired', 'deactivated', 'revoked')
+            or thing.get('status') == 'pending' and 'error' in thing  # smallstep's CA
+            or any(map(has_failed, thing.objects('challenges'))))
+
+def issue(ca, order, csr):
+    """Return the certificate that the CA issues for an order (RFC 8555, 7.4), and its chain."""
+    order_url, complaint = order.location, ''
+    if order['status'] == 'ready':
+        order = ca.ask(order['finalize'], {'csr': b64(csr.der)})
+        if order.code >= 300:  # perhaps since an earlier try got through: the order decides
+            complaint, order = order.refusal(), ca.read(order_url)
+    patience = Patience(WORK_PATIENCE)
+    while order['status'] in ('processing', 'valid'):
+        ready = order['status'] == 'valid' and order.get('certificate')
+        if ready or not patience.wait(order.poll_pause()):
+            break
+        order = ca.read(order_url)
+    require(order['status'] == 'valid', f'{order_url}: {complaint or in_words(order)}')
+    chain = read_certificates(ca.read(order['certificate']).body, order['certificate'])
+    require(chain[0].public_key == csr.public_key, 'the CA sent a certificate for another key')
+    missing = sorted(csr.names.keys() - chain[0].names.keys())
+    require(not missing, f'the CA sent a certificate without {", ".join(missing)}')
     log('  Certificate signed!')
     return chain
 
+def deliver(chain, outputs, settings):
+    """Write the output files, and print what is to be printed."""
+    pem = [ssl.DER_cert_to_PEM_cert(each.der) for each in chain]
+    contents = {'cert_file': pem[:1], 'chain_file': pem[1:], 'fullchain_file': pem}
+    if settings.test:
+        log('W: test mode: the output files are left alone')
+        outputs = {}
+    write_outputs({path: ''.join(contents[option]).encode() for option, path in outputs.items()})
+    if 'fullchain_file' not in outputs:
+        printed = ([] if settings.no_cert else pem[:1]) + ([] if settings.no_chain else pem[1:])
+        with about('standard output'), open(1, 'wb', closefd=False) as output:
+            output.write(''.join(printed).encode())
+    for path in outputs.values():
+        log(f'Written: {path}')
+    log(f'The certificate is valid until {formatdate(chain[0].ends, usegmt=True)}')
+
+# ---- Renewal
+
 def read_old(path):
-    """Give the certificate in a file and its lifetime, None if there is none that can be read."""
+    """Return the certificate in a file, None if there is none of use."""
     try:
-        old = read_pem(read_file(path), b'CERTIFICATE')[0]
-        validity = [content for tag, content in old.fields if tag == 0x30][2]
-        old.starts, old.ends = [calendar.timegm(time.strptime(  # RFC 5280, 4.1.2.5
-            stamp.decode('ascii'), '%y%m%d%H%M%SZ' if len(stamp) == 13 else '%Y%m%d%H%M%SZ'))
-                                for _, stamp in der(validity)]
-        serial = [content for tag, content in old.fields if tag == 2][0]
-        keys = [der(der(value)[0][1])[0] for value in find(old.der, AUTHORITY)]
-        old.renewal_id = ''.join(b64(key) + '.' + b64(serial) for tag, key in keys if tag == 0x80)
-        return old
-    except (Error, EnvironmentError, ValueError, LookupError, TypeError):
+        old = read_certificates(read_file(path), path)[0]
+        return None if old.self_signed or old.ends <= time.time() else old
+    except Error:
         return None
 
-def is_due(ca, old, csr, outputs):
-    """Say whether an old certificate is to be renewed now (RFC 9773, 4.2)."""
-    if (old is None or not all(os.path.exists(path) for path in outputs)
-            or set(csr.names) - set(old.names) or csr.public_key != old.public_key):
+def is_due(ca, csr, old, outputs):
+    """Return whether a certificate is to be renewed now; each run finds the same moment for it."""
+    if (csr.names.keys() - old.names.keys() or csr.public_key != old.public_key
+            or not all(map(os.path.exists, outputs.values()))):
+        log('Due for renewal: now, since another key, name or output file is wanted')
         return True
     lifetime = old.ends - old.starts
     moment = old.ends - lifetime / (2 if lifetime < 10 * 86400 else 3)
     try:
-        if ca.resource('renewalInfo') and old.renewal_id:
-            url = ca.resource('renewalInfo').rstrip('/') + '/' + old.renewal_id
-            window = ca.ask(url, method='GET')['suggestedWindow']
-            start, end = [calendar.timegm(time.strptime(window[edge][:19], '%Y-%m-%dT%H:%M:%S'))
-                          for edge in ('start', 'end')]
-            require(start < end, 'its window ends before it starts')
-            # The second half is left for another try: the CA has rate limits outside the window.
+        if ca.resource('renewalInfo') and old.renewal_id:  # RFC 9773, 4.2
+            url = f'{ca.resource("renewalInfo")}'.rstrip('/') + f'/{old.renewal_id}'
+            window = ca.ask(url, method='GET').accepted()['suggestedWindow']
+            start, end = read_time(window['start']), read_time(window['end'])
+            require(start < end, f'{url}: the window ends before it starts')
+            # The second half is left for another try, since a CA lifts its limits only inside.
             share = int(hashlib.sha256(old.der).hexdigest()[:8], 16) / 2 ** 32
-            moment = min(start + share * (end - start) / 2, old.ends)
-    except (Error, ValueError, LookupError, TypeError, AttributeError) as error:
-        log('W: no renewal information, the lifetime decides: %s' % error)
-    log('Due for renewal: %s' % formatdate(moment, usegmt=True))
+            moment = min(start + share * (end - start) / 2, old.ends - lifetime / 10)
+    except Error as error:
+        log(f'W: no renewal information, so the lifetime decides: {error}')
+    log(f'Due for renewal: {formatdate(moment, usegmt=True)}')
     return moment <= time.time()
 
-def check_outputs(outputs):
-    """Raise Error if an output cannot be written or if that would destroy something else."""
-    for path in outputs:
-        require(outputs.count(path) == 1 and (not os.path.lexists(path) or os.path.isfile(path)
-                and not re.search(b'PRIVATE KEY|CERTIFICATE REQUEST', read_file(path))),
-                '%s must be a file of its own, with no key and no CSR in it' % text(path))
-        require(os.access(os.path.dirname(path), os.W_OK | os.X_OK) or os.access(path, os.W_OK),
-                '%s may not be written' % text(path))
+# ---- The CA
 
-def replace_files(paths, contents):
-    """Write files, all to new ones first; then each of these is put in place in one step."""
-    suffix = b'.' + binascii.hexlify(os.urandom(4))
-    for path, content in zip(paths, contents):
-        try:
-            write_new(path + suffix, content, os.O_SYNC, os.path.exists(path) and os.stat(path))
-        except EnvironmentError as error:  # nothing may be written there, or given away
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise
-    for path, content in zip(paths, contents):
-        try:
-            os.rename(path + suffix, path)
-        except EnvironmentError:
-            log('W: %s is overwritten in place' % text(path))
-            with open(path, 'r+b') as stream:
-                stream.write(content)
-                stream.truncate()
+class CA:
+    """The CA: its directory, the connections to it, and what signing a request takes."""
 
-def configuration(source):
-    """Give a configuration as words of a command line and challenge directories by name."""
-    words, domains, below = [], {}, {'AcmeDir': b'', 'DocumentRoot': WELL_KNOWN}
-    keys = dict((name.title().replace('-', ''), '--' + name) for name, _, _ in OPTIONS)
-    keys.update(CSR='--csr', CA='--ca')
-    if os.path.isfile(to_path(source)) or '{' not in source:
-        source = read_file(to_path(source)).decode('utf-8-sig')
-    for key, value in json.loads(source).items():
-        if key == 'DocumentRoot':
-            key, value = '', {key: value}  # for all names, as AcmeDir is
-        if key[:1] != '_' and isinstance(value, dict):
-            for part in sorted(value, reverse=True):  # so that AcmeDir wins
-                if part[:1] != '_' and value[part]:
-                    domains[key.lower()] = to_path(value[part]).rstrip(b'/') + below[part]
-        elif key[:1] != '_':
-            word = '%s' % value if isinstance(value, (int, type(''))) else ' '.join(value)
-            words += {'true': [keys[key]], 'false': []}.get(word.lower(), [keys[key] + '=' + word])
-    return words, domains
+    def __init__(self, url, key):
+        self.url, self.key, self.account_url = url, key, None
+        self.directory, self.nonce, self.connections = None, None, {}
+        self.tls = ssl.create_default_context()  # SSL_CERT_FILE names the root of a private CA
 
-def settings(argv):
-    """Give the settings that the command line and its configuration make."""
-    parser = argparse.ArgumentParser(usage='%(prog)s [options]', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda words: require(False, re.sub('=[^ ]*', '', words), WrongUsage)
-    parser.add_argument('--version', action='version', version=VERSION, help=argparse.SUPPRESS)
-    for name, alias, value in OPTIONS:
-        kind = {'nargs': '*' if name == 'contact' else None} if value else {'action': 'store_true'}
-        parser.add_argument('--' + name, *[alias] if alias else [], help=argparse.SUPPRESS, **kind)
-    given, rest = parser.parse_known_args(argv)
-    require(not rest, 'unknown: ' + ', '.join(re.findall('--[a-z-]+', ' '.join(rest))), WrongUsage)
+    def resource(self, name):
+        """Return a URL of the CA's directory (RFC 8555, 7.1.1); raise Error if it has none."""
+        if not self.directory:
+            directory = self.ask(self.url, method='GET')
+            if directory.code >= 500:
+                directory.accepted()
+            found = directory.beginning or in_words(directory)
+            require('newOrder' in directory,
+                    f'{self.url} is no directory of an ACME CA (no "newOrder" in it): {found}')
+            self.directory = directory
+        return self.directory.get(name) if name == 'renewalInfo' else self.directory[name]
+
+    def read(self, url):
+        """Return what is at a URL (POST-as-GET: RFC 8555, 6.3); raise Error if it is refused."""
+        return self.ask(url).accepted()
+
+    def ask(self, url, payload=None, method='POST'):
+        """Return the CA's answer, be it a refusal, to a request that is repeated while trouble may
+        pass; raise Error if there is no answer."""
+        patience, bad_nonces = Patience(REQUEST_PATIENCE), 0
+        troubled, earlier = False, ''
+        while True:
+            try:
+                answer = self.send(method, url, payload, troubled)
+                after = answer.retry_after()
+                if answer.problem == 'badNonce' and bad_nonces < 100:
+                    bad_nonces += 1
+                    continue
+                if answer.code < 500 and (answer.code != 429 or after is None):
+                    answer.earlier = earlier
+                    return answer
+                trouble = in_words(answer)
+                earlier = earlier or f'{trouble}; then '
+            except NETWORK_TROUBLE as error:
+                troubled, answer, after, trouble = True, None, None, reason(error)
+                # A bad certificate (Python 3.6 says so in words only), or a URL that cannot be one
+                final = isinstance(error, (ValueError, OverflowError))
+                final = final or 'CERTIFICATE_VERIFY_FAILED' in str(error)
+                require(not final, f'{url}: {trouble}')
+            if not patience.wait(after or 0, f'{url}: {trouble}'):
+                require(answer is not None, f'{url}: {trouble}')
+                return answer
+
+    def send(self, method, url, payload, troubled):
+        """Return the answer to one request; raise one of NETWORK_TROUBLE, or Error."""
+        host = r'(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::[0-9]+)?'
+        match = re.match(rf'https://({host})(/[!-~]*)\Z', f'{url}')
+        require(match, f'{url} is no https URL, so nothing is sent there')
+        host, path = match.groups()
+        body, headers = None, USER_AGENT
+        if method == 'POST':  # only then, since some servers refuse a GET that has this header
+            body = self.sign(url, payload)
+            headers = {**USER_AGENT, 'Content-Type': 'application/jose+json'}
+        if troubled:  # some CAs close a connection after each answer, and do not say so
+            self.close()
+        if host not in self.connections:
+            self.connections[host] = http.client.HTTPSConnection(
+                host, timeout=ANSWER_TIMEOUT, context=self.tls)
+        connection = self.connections[host]
+        connection.request(method, path, body, headers)
+        with contextlib.closing(connection.getresponse()) as response:
+            content = response.read(MOST_BYTES + 1)
+        require(len(content) <= MOST_BYTES, f'{url}: the answer has more than {MOST_BYTES} bytes')
+        if response.length:
+            raise http.client.IncompleteRead(content)
+        nonce = response.getheader('Replay-Nonce', '')
+        self.nonce = nonce if re.match(r'[A-Za-z0-9_-]+\Z', nonce) else None
+        return read_answer(url, response, content)
+
+    def sign(self, url, payload):
+        """Return the body of a signed request (RFC 8555, 6.2 to 6.5)."""
+        if not self.nonce:
+            new_nonce = self.resource('newNonce')
+            self.ask(new_nonce, method='HEAD').accepted()
+            require(self.nonce, f'{new_nonce}: the answer has no Replay-Nonce')
+        signer = {'kid': self.account_url} if self.account_url else {'jwk': self.key.jwk}
+        protected = dict(signer, alg=self.key.algorithm, nonce=self.nonce, url=url)
+        self.nonce = None
+        return compact_json(jws(protected, payload, self.key.sign))
+
+    def close(self):
+        """Close all connections; a request opens its own again."""
+        for connection in self.connections.values():
+            connection.close()
+
+class Patience:
+    """How long something may take, and how long to wait for the next try."""
+
+    def __init__(self, seconds, pause=0):
+        # At first often no pause: an idle connection may have been closed, or the CA be ready.
+        self.end, self.pause = time.monotonic() + seconds, pause
+
+    def wait(self, asked, trouble=''):
+        """Let at least the seconds pass that the CA asks for, and log why if it is for trouble;
+        return False at once if that would be too long."""
+        seconds = max(self.pause, asked)
+        left = self.end - time.monotonic()
+        if seconds > left:
+            return False
+        if trouble and seconds and self.pause <= FIRST_PAUSE:
+            log(f'W: {trouble}; trying again for {left:.0f} s')
+        time.sleep(seconds)
+        self.pause = min(max(1.3 * self.pause, FIRST_PAUSE), LONGEST_PAUSE)
+        return True
+
+class Answer(dict):
+    """The JSON object in an answer of the CA, or one inside of it, and what came with it."""
+
+    KINDS = {'authorizations': list, 'identifier': dict, 'suggestedWindow': dict}  # else text
+
+    def __init__(self, fields, url, response, body):
+        super().__init__(fields)
+        self.url, self.body = url, body
+        self.code, self.headers = response.status, response.headers
+        self.beginning = body[:200].decode('utf-8', 'replace')
+        self.location = self.headers.get('Location', url)
+        self.earlier = ''  # what the CA has said to earlier tries
+        self.problem = f'{self.get("type")}'.rpartition(':')[2]  # RFC 8555, 6.7
+        if self.code == 429:
+            self.problem = 'rateLimited'
+
+    def __getitem__(self, field):
+        """Return a field; raise Error if it is missing or of another type."""
+        value = self.get(field)
+        good = isinstance(value, self.KINDS.get(field, str))
+        good = good and all(isinstance(each, str) for each in value)  # keys, URLs or letters
+        require(good, f'{self.url}: the answer has no usable "{field}": {self.beginning}')
+        return value
+
+    def objects(self, field):
+        """Return the objects in a field, which may hold one, a list of them, or neither."""
+        value = self.get(field)
+        values = value if isinstance(value, list) else [value]
+        return [each for each in values if isinstance(each, Answer)]
+
+    def accepted(self):
+        """Return the answer; raise Error if it is a refusal."""
+        require(self.code // 100 == 2, f'{self.url}: {self.refusal()}')
+        return self
+
+    def refusal(self):
+        """Return in words what the CA has refused, and when to come back if it says that."""
+        after = self.retry_after()
+        date = formatdate(time.time() + after, usegmt=True) if after else ''
+        return in_words(self) + (f'; come back after {date}' if after else '')
+
+    def made(self):
+        """Return the answer; raise Error if it does not say where it has made something."""
+        require('Location' in self.accepted().headers, f'{self.url}: the answer has no Location')
+        return self
+
+    def retry_after(self):
+        """Return the seconds that the CA wants to pass (RFC 9110, 10.2.3), None if not told."""
+        value = self.headers.get('Retry-After', '')
+        if re.match(r'[0-9]{1,9}\Z', value):
+            return int(value)
+        date = parsedate_tz(value)
+        return max(0, mktime_tz(date) - time.time()) if date else None
+
+    def poll_pause(self):
+        """Return for how many seconds not to look again: some CAs ask for hours."""
+        return min(self.retry_after() or 0, LONGEST_POLL_PAUSE)
+
+def read_answer(url, response, body):
+    """Return the Answer in a response; without a JSON object it has no fields."""
+    def make(fields):
+        """Return an Answer with these fields."""
+        return Answer(fields, url, response, body)
     try:
-        words, domains = configuration(given.config_json or '{}')
-    except (EnvironmentError, LookupError, ValueError, TypeError, AttributeError) as error:
-        raise WrongUsage('wrong --config-json: %s' % (getattr(error, 'strerror', None) or error))
-    args = parser.parse_args(words + argv)
-    args.domains, log.quiet = domains, args.quiet
-    args.test = args.test and not given.ca
-    args.renew = args.renew and not args.test
-    args.ca = LETS_ENCRYPT_STAGING if args.test else args.ca or LETS_ENCRYPT
-    args.ca = re.sub('^(https://[^/]+)/?$', '\\1/directory', args.ca)
-    require(args.account_key and args.csr, '--account-key and --csr are needed', WrongUsage)
-    require(args.fullchain_file or not args.renew, '--renew needs --fullchain-file', WrongUsage)
-    valid = re.match('([A-Za-z0-9_-]{4})*([A-Za-z0-9_-]{2,3}=*)?$', args.eab_hmac_key or '')
-    require(valid and bool(args.eab_kid) == bool(args.eab_hmac_key), '--eab-kid and --eab-hmac-key '
-            'need each other, the key in base64url', WrongUsage)
-    return args
+        value = json.loads(body, object_hook=make)
+    except (ValueError, RecursionError):
+        value = None
+    return value if isinstance(value, Answer) else make({})
 
-def run(args):
-    """Get the certificate and put it where it is wanted; give the exit status."""
-    csr = read_csr(to_path(args.csr))
-    log('letsacme %s, %s: %s%s' % (VERSION, formatdate(usegmt=True), ' (test mode)' * args.test,
-                                   ' '.join(name for _, name in csr.names)))
-    log('Parsing account key...')
-    ca = Client(to_path(args.account_key), args.ca)
-    require(ca.public_key != csr.public_key, 'the CSR has the account key, it needs its own')
-    names = [args.cert_file, args.chain_file, args.fullchain_file]  # what --renew reads comes last
-    outputs = [os.path.realpath(to_path(name)) for name in names if name]
-    check_outputs(outputs)
-    os.write(1, b'')  # raises an error if it is closed
-    old = args.renew and read_old(outputs[-1])
-    if args.renew and not is_due(ca, old, csr, outputs):
-        return 3
-    directories = dict((name, challenge_directory(name, args)) for _, name in csr.names)
-    register(ca, args)
-    chain = get_chain(ca, csr, directories, args, old)
-    blocks = [ssl.DER_cert_to_PEM_cert(signed.der).encode('ascii') for signed in chain]
-    if args.test:
-        log('W: test mode: the output files are left alone')
-    contents = [b''.join(c) for name, c in zip(names, (blocks[:1], blocks[1:], blocks)) if name]
-    replace_files([] if args.test else outputs, contents)
-    if args.test or not args.fullchain_file:
-        with os.fdopen(os.dup(1), 'wb') as stream:
-            stream.write(b''.join(blocks[args.no_cert:1] + blocks[1:] * (not args.no_chain)))
-    return 0
+def in_words(thing):
+    """Return a problem (RFC 8555, 6.7), an order, an authorization or a challenge in words."""
+    known = [f'{thing.get(field)}' for field in ('detail', 'type', 'status') if field in thing]
+    parts = [thing.earlier + (', '.join(known) or f'HTTP status {thing.code}')]
+    for each in [thing] + thing.objects('challenges'):
+        parts += [in_words(error) for error in each.objects('error')]
+    for problem in thing.objects('subproblems'):
+        names = [f'{each.get("value")}: ' for each in problem.objects('identifier')]
+        parts.append(''.join(names) + in_words(problem))
+    return '; '.join(parts)[:4000]
 
-def on_signals(action):
-    """Set what is done on a signal, except one that was ignored at the start, as nohup has it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, action)
+# ---- The account key, and JOSE
 
-def stop(number, _):
-    """End the run on a signal; SystemExit has all cleaned up, which no other signal stops."""
-    on_signals(lambda *_: None)  # not SIG_IGN: Python complains if one is pending by then
-    log('E: ended by signal %d%s' % (number, ', after an hour' * (number == signal.SIGALRM)))
-    sys.exit(1 if number == signal.SIGALRM else 128 + number)
+class AccountKey:
+    """The account key: its public half as a JWK; only openssl reads the private one."""
 
-def main(argv):
-    """Run letsacme with these arguments and give its exit status."""
-    on_signals(stop)
-    signal.setitimer(signal.ITIMER_REAL, 3600 * SECOND)
-    while os.open(os.devnull, os.O_RDONLY) < 3:
-        pass  # so that no file of ours becomes a standard output that was closed
-    os.umask(0o022)
+    def __init__(self, path):
+        self.path = path
+        with about(path):
+            open(path).close()  # since openssl has no good words for a file that is missing
+            public = self.openssl(b'', 'pkey', '-pubout', '-outform', 'DER', '-in', path)
+            [(_, self.public_key)] = elements(public)
+            (_, algorithm), (_, bits) = elements(self.public_key)  # RFC 5280, 4.1.2.7
+            identifiers = [content for _, content in elements(algorithm)]
+            bits = bits[1:]  # the first byte counts unused bits
+            if identifiers[0] == RSA:
+                n, e = [b64(number.lstrip(b'\0')) for number in two_numbers(bits)]
+                self.algorithm, self.jwk = 'RS256', {'kty': 'RSA', 'n': n, 'e': e}
+            else:
+                require(identifiers[-1] in CURVES and bits[:1] == UNCOMPRESSED,
+                        'it must be RSA, P-256 or P-384; "openssl genrsa 4096" makes one')
+                curve, self.algorithm, self.size = CURVES[identifiers[-1]]
+                x, y = b64(bits[1:1 + self.size]), b64(bits[1 + self.size:])
+                self.jwk = {'kty': 'EC', 'crv': curve, 'x': x, 'y': y}
+        self.thumbprint = b64(hashlib.sha256(compact_json(self.jwk)).digest())  # RFC 7638
+
+    def openssl(self, data, *arguments):
+        """Return what an openssl command gives for data; raise Error if it fails."""
+        require(shutil.which('openssl'), 'the command openssl is missing: please install it')
+        command = ['openssl', *arguments, '-passin', 'pass:none']  # lest it asks for a password
+        done = subprocess.run(command, input=data, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        words = done.stderr.decode('utf-8', 'replace').partition('\n')[0]
+        require(done.returncode == 0,
+                f'no private key in PEM without a password; openssl says: {words:.300}')
+        return done.stdout
+
+    def sign(self, data):
+        """Return the signature of data as JWS has it (RFC 7518, 3.3 and 3.4)."""
+        with about(self.path):
+            digest = f'-sha{self.algorithm[2:]}'
+            signature = self.openssl(data, 'dgst', digest, '-sign', self.path)
+            if self.algorithm == 'RS256':
+                return signature
+            r, s = [n.lstrip(b'\0').rjust(self.size, b'\0') for n in two_numbers(signature)]
+            return r + s
+
+def jws(protected, payload, sign):
+    """Return a signed JSON object (RFC 7515, 7.2.2), whose payload is empty if it is None."""
+    head = b64(compact_json(protected))
+    body = '' if payload is None else b64(compact_json(payload))
+    return {'protected': head, 'payload': body, 'signature': b64(sign(f'{head}.{body}'.encode()))}
+
+def b64(data):
+    """Return bytes in base64url without padding (RFC 7515, 2)."""
+    return base64.urlsafe_b64encode(data).decode().rstrip('=')
+
+def compact_json(value):
+    """Return JSON in bytes, sorted and without spaces, as thumbprints need it (RFC 7638, 3)."""
+    return json.dumps(value, sort_keys=True, separators=(',', ':')).encode()
+
+# ---- Requests and certificates: PEM (RFC 7468) and DER (X.690)
+
+OBJECT_IDENTIFIER, CONSTRUCTED, VERSION_FIELD = 0x06, 0x20, 0xa0  # tags, or a bit of them
+KEY_IDENTIFIER, DNS_NAME, IP_ADDRESS = 0x80, 0x82, 0x87
+RSA = bytes.fromhex('2a864886f70d010101')  # 1.2.840.113549.1.1.1
+COMMON_NAME = bytes.fromhex('550403')  # 2.5.4.3
+ALT_NAMES = bytes.fromhex('551d11')  # 2.5.29.17
+AUTHORITY_KEY = bytes.fromhex('551d23')  # 2.5.29.35
+CURVES = {bytes.fromhex('2a8648ce3d030107'): ('P-256', 'ES256', 32),  # 1.2.840.10045.3.1.7
+          bytes.fromhex('2b81040022'): ('P-384', 'ES384', 48)}  # 1.3.132.0.34; bytes in a number
+UNCOMPRESSED = b'\x04'  # RFC 5480, 2.2
+HOST_NAME = re.compile(r'([a-z0-9_-]+\.)*[a-z][a-z0-9-]*\Z')
+
+class SigningRequest:
+    """The CSR in a file (RFC 2986, 4): its DER, its public key, and its names as identifiers."""
+
+    def __init__(self, path):
+        with about(path):
+            [self.der] = read_pem(read_file(path), 'CERTIFICATE REQUEST')
+            [(_, request)] = elements(self.der)
+            (_, information), *_ = elements(request)
+            _, (_, subject), (_, self.public_key), *_ = elements(information)
+            self.names = alt_names(self.der)
+            for value in values_of(COMMON_NAME, subject):
+                name = value.decode('latin-1')
+                if '.' in name and HOST_NAME.match(name.lower().replace('*.', '')):
+                    self.names.setdefault(name.lower(), {'type': 'dns', 'value': name})
+            require(self.names, 'asks for no name at all; it needs a subjectAltName')
+            for name, identifier in self.names.items():
+                require('*' not in name, f'asks for {name}, a wildcard, which takes a client for '
+                        'dns-01, such as lego')
+                host = identifier['type'] == 'dns' and HOST_NAME.match(name)
+                require(host or identifier['type'] == 'ip',
+                        f'asks for "{name}", which is neither a DNS name nor an address')
+
+class Certificate:
+    """A certificate (RFC 5280, 4.1) in DER; ValueError or the like if it is none."""
+
+    def __init__(self, der):
+        self.der = der
+        [(_, certificate)] = elements(der)
+        (_, signed), *_ = elements(certificate)
+        fields = [content for tag, content in elements(signed) if tag != VERSION_FIELD]
+        serial, _, issuer, validity, subject, self.public_key, *_ = fields
+        self.self_signed = issuer == subject
+        self.names = alt_names(der)
+        self.starts, self.ends = [read_time(stamp.decode()) for _, stamp in elements(validity)]
+        self.renewal_id = None  # RFC 9773, 4.1
+        for value in values_of(AUTHORITY_KEY, der):
+            [(_, fields)] = elements(value)
+            key = dict(elements(fields)).get(KEY_IDENTIFIER)
+            self.renewal_id = f'{b64(key)}.{b64(serial)}' if key else None
+
+def read_certificates(data, source):
+    """Return the certificates in PEM data; raise Error if there is none, or anything else."""
+    with about(source):
+        return [Certificate(der) for der in read_pem(data, 'CERTIFICATE')]
+
+def read_pem(data, label):
+    """Return the DER in each block of PEM data; raise Error if there is none, or another label."""
+    labels = [found.decode('latin-1') for found in re.findall(b'-----BEGIN ([^-]*)-----', data)]
+    blocks = re.findall(f'-----BEGIN (?:NEW )?{label}-----([^-]+)-----END '.encode(), data)
+    require(blocks and len(blocks) == len(labels),
+            f'no {label} in PEM, but {", ".join(labels) or "something else"}')
+    return [base64.b64decode(block) for block in blocks]
+
+def alt_names(der):
+    """Return the identifiers (RFC 8555, 9.7.7) in a SubjectAltName, by name in small letters."""
+    names = {}
+    for value in values_of(ALT_NAMES, der):
+        [(_, entries)] = elements(value)
+        for tag, content in elements(entries):
+            kind = 'dns' if tag == DNS_NAME else 'ip' if tag == IP_ADDRESS else 'other'
+            name = str(ipaddress.ip_address(content)) if kind == 'ip' else content.decode('latin-1')
+            names[name.lower()] = {'type': kind, 'value': name}
+    return names
+
+def values_of(identifier, data):
+    """Return what stands last beside each such object identifier in DER data, at any depth."""
+    group = elements(data)
+    found = [group[-1][1]] if group[:1] == [(OBJECT_IDENTIFIER, identifier)] else []
+    for tag, content in group:
+        if tag & CONSTRUCTED:
+            found += values_of(identifier, content)
+    return found
+
+def two_numbers(data):
+    """Return the two numbers, as bytes, in DER data that is a SEQUENCE of them."""
+    [(_, content)] = elements(data)
+    (_, first), (_, second) = elements(content)
+    return first, second
+
+def elements(data):
+    """Return tag and content of each element of DER data (X.690, 8.1); ValueError if it is cut."""
+    found, start = [], 0
+    while start < len(data):
+        tag, length = data[start:start + 2]
+        start += 2
+        if length > 127:  # then it is the length of the length
+            size = length - 128
+            length = int.from_bytes(data[start:start + size], 'big')
+            start += size
+        found.append((tag, data[start:start + length]))
+        start += length
+    if start > len(data):
+        raise ValueError
+    return found
+
+def read_time(text):
+    """Return the seconds since 1970 at a time in UTC, as it stands in certificates (RFC 5280,
+    4.1.2.5) or in renewal information (RFC 3339); raise Error if it is none."""
+    with about(f'{text:.40} as a time in UTC'):
+        [stamp] = re.findall(r'([^.]*[0-9])(?:\.[0-9]+)?(?:Z|\+00:00)\Z', text.upper())
+        digits = re.sub('[-:T]', '', stamp)
+        form = '%Y%m%d%H%M%S' if len(digits) == 14 else '%y%m%d%H%M%S'
+        return mktime_tz((*time.strptime(digits, form), 0))
+
+# ---- Files
+
+# Certificates in PEM and nothing else; the last one may be cut, as by a crash
+CERTIFICATES = re.compile(
+    rb'\s*|(\s*-----BEGIN CERTIFICATE-----[^-]*(-----END CERTIFICATE-----)?)+[\sA-Z-]*')
+
+def challenge_directory(name, settings):
+    """Return the directory for a name's challenge file; raise Error if it cannot be used."""
+    twin = name[4:] if name.startswith('www.') else f'www.{name}'
+    find = settings.directories.get
+    path = (find(name) or find(twin) or find('') or '').rstrip('/')
+    require(path, f'{name}: there is neither "{name}" in --config-json nor an --acme-dir')
+    root = path[:-len(WELL_KNOWN)] or '/' if path.endswith(WELL_KNOWN) else path
+    require(os.path.isdir(root), f'{name}: there is no directory {root}')
+    # What is missing below a document root is made later.
+    present = next(filter(os.path.lexists, (path, os.path.dirname(path), root)))
+    writable = os.access(present, os.W_OK | os.X_OK)
+    require(writable, f'{name}: {present} may not be written by this user')
+    return path
+
+def check_outputs(settings):
+    """Return the real paths of the outputs by option; raise Error if one cannot be written."""
+    outputs = {}
+    for option in ('cert_file', 'chain_file', 'fullchain_file'):  # what --renew reads comes last
+        given = getattr(settings, option)
+        if given:
+            path = os.path.realpath(given)
+            require(path not in outputs.values(), f'{path} cannot be two outputs at once')
+            outputs[option] = path
+            check_output(path)
+    return outputs
+
+def check_output(path):
+    """Raise Error unless a file may be written, with nothing in it that would be a loss."""
+    require(os.path.isdir(os.path.dirname(path)), f'{path}: there is no such directory')
+    if os.path.lexists(path):
+        require(os.path.isfile(path), f'{path} is not a file')
+        require(CERTIFICATES.fullmatch(read_file(path)),
+                f'{path} holds something else than certificates in PEM, and is not overwritten')
+    require(may_be_replaced(path) or os.access(path, os.W_OK),
+            f'{path} may not be written by this user')
+
+def may_be_replaced(path):
+    """Return whether a new file, of the same owner and group, can take the place of a file."""
+    folder, user = os.path.dirname(path), os.geteuid()
+    if not os.access(folder, os.W_OK | os.X_OK) or os.path.ismount(path):
+        return False
+    if not os.path.exists(path):
+        return True
+    old, around = os.stat(path), os.stat(folder)
+    if around.st_mode & stat.S_ISVTX and user not in (old.st_uid, around.st_uid):
+        return False  # in a sticky directory, files of others cannot be replaced
+    return user == 0 or old.st_uid == user and old.st_gid in (os.getegid(), *os.getgroups())
+
+def write_outputs(contents):
+    """Write files (bytes by path): all new ones beside their targets first, then each is put in
+    place in one step; those that cannot be replaced are overwritten."""
+    new = {}
+    for path, content in contents.items():
+        if may_be_replaced(path):
+            beside = f'{path}.{os.urandom(4).hex()}'
+            TEMPORARY.append(beside)
+            # Without the power to give a file away, which even root may lack, it is overwritten.
+            with about(path), contextlib.suppress(PermissionError):
+                write_beside(beside, path, content)
+                new[path] = beside
+    for path, content in contents.items():
+        with about(path):
+            if path in new:
+                os.rename(new[path], path)
+            else:
+                log(f'W: {path} is overwritten, since it cannot be replaced in one step')
+                overwrite(path, content)
+
+def write_beside(beside, path, content):
+    """Write a new file, to the disk, with the owner and mode of the one that it will replace."""
+    with open(beside, 'xb') as file:
+        if os.path.exists(path):
+            old = os.stat(path)
+            os.chown(file.fileno(), old.st_uid, old.st_gid)
+            os.chmod(file.fileno(), stat.S_IMODE(old.st_mode))
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+def overwrite(path, content):
+    """Write to a file that is there; a link or a pipe that has come into its place is an error."""
+    with open(os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK), 'wb') as file:
+        file.write(content)
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
+
+def read_file(path):
+    """Return the bytes of a file, up to MOST_BYTES; raise Error if it cannot be read."""
+    with about(path), open(path, 'rb') as file:
+        return file.read(MOST_BYTES)
+
+def remove(*paths):
+    """Remove files as far as that can be done."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            os.remove(path)
+
+# ---- Settings
+
+KEYS = {re.sub('-+(ca$|csr$|.)', lambda match: match[1].upper(), name): name for name in OPTIONS}
+
+def read_settings(argv):
+    """Return what the command line and its configuration want; raise Error if that is wrong."""
+    if not argv or {'-h', '--help', '--version'} & {*argv}:
+        words = VERSION if '--version' in argv else __doc__.rstrip()
+        print(words, file=sys.stdout if argv else sys.stderr)
+        sys.exit(0 if argv else 2)
+    given = read_command_line(argv)
+    configured, named = read_configuration(given.get('--config-json', '{}'))
+    options = {**dict.fromkeys(OPTIONS, ''), '--ca': LETS_ENCRYPT, **configured, **given}
+    settings = types.SimpleNamespace(**{key[2:].replace('-', '_'): options[key] for key in options})
+    settings.directories = {**named, '': settings.acme_dir or named.get('documentroot')}
+    log.quiet, settings.mode = settings.quiet, ''
+    if settings.test and '--ca' in given:
+        log('W: --test has no effect beside --ca')
+        settings.test = False
+    elif settings.test:
+        settings.mode, settings.ca, settings.renew = ' (test mode)', LETS_ENCRYPT_STAGING, False
+    settings.ca = re.sub(r'^(https://[^/]+)/?$', r'\1/directory', settings.ca)
+    settings.contact = [to if ':' in to else f'mailto:{to}' for to in settings.contact.split()]
+    require(settings.account_key and settings.csr,
+            'both --account-key and --csr are needed, here or in --config-json')
+    require(settings.fullchain_file or not settings.renew,
+            '--renew needs --fullchain-file, which holds what is to be renewed')
+    require(re.fullmatch('[0-9]{0,5}', settings.check_port), '--check-port must be a number')
+    base64url = re.fullmatch(r'([\w-]{4})*([\w-]{2,3}=*)?', settings.eab_hmac_key, re.ASCII)
+    require(base64url and bool(settings.eab_kid) == bool(settings.eab_hmac_key),
+            '--eab-kid and --eab-hmac-key need each other, and the key must be base64url')
+    return settings
+
+def read_command_line(argv):
+    """Return the values on a command line by option, True for flags; or raise Error."""
+    given, words = {}, [*argv]
+    while words:
+        name, *values = re.sub(r'^--directory-url(?=$|=)', '--ca', words.pop(0)).split('=', 1)
+        # A long word may be a key for external account binding, which must not get into a log.
+        told = re.sub(r'[\w+/-]{20,}', '(not shown)', name)
+        require(name in OPTIONS, f'unknown option or word: {told} (-h tells what there is)')
+        takes = OPTIONS[name]
+        while words and words[0][:2] != '--' and (takes == 'ADDRESS' or takes and not values):
+            values.append(words.pop(0))
+        require(any(values) == bool(takes), f'{name} {"needs a" if takes else "takes no"} value')
+        given[name] = ' '.join(values) or True
+    return given
+
+def read_configuration(source):
+    """Return the options of a configuration and challenge directories by name; or raise Error."""
+    literal = re.search('[{"]', source)  # else it is a file's path, which can be told
+    what, data = ('--config-json', source) if literal else (source, read_file(source))
     try:
-        argv = [word.decode('utf-8') if isinstance(word, bytes) else word for word in argv]
-        return run(settings(argv))
+        fields = {key: value for key, value in json.loads(data).items() if key[:1] != '_'}
+    except (ValueError, AttributeError, RecursionError) as error:
+        place = f': see line {error.lineno}, column {error.colno}' if hasattr(error, 'pos') else ''
+        raise Error(f'{what} must be a JSON object{place}') from None
+    options, directories = {}, {}
+    for key, value in fields.items():
+        if key not in KEYS:  # then it is a name, or DocumentRoot, which is for all names
+            entry = value if isinstance(value, dict) else {key: value}
+            directories[key.lower()] = directory_in(key, entry)
+        elif OPTIONS[KEYS[key]]:
+            texts = value if key == 'Contact' and isinstance(value, list) else [value]
+            good = key == 'CheckPort' or all(map(is_text, texts))  # a port may be a number
+            require(good, f'"{key}" must be text')
+            options[KEYS[key]] = ' '.join(map(str, texts))
+        else:
+            require(f'{value}'.lower() in ('true', 'false'), f'"{key}" must be true or false')
+            options[KEYS[key]] = f'{value}'.lower() == 'true'
+    return options, directories
+
+def directory_in(name, entry):
+    """Return the challenge directory in a name's entry; raise Error if that is wrong."""
+    paths = {key: path for key, path in entry.items() if key[:1] != '_'}
+    good = [key for key in ('AcmeDir', 'DocumentRoot') if paths.get(key) and is_text(paths[key])]
+    told = ': it is no option' if name in entry else f', not {", ".join(entry) or "empty"}'
+    require(good and len(good) == len(paths), f'"{name}" must be {{"DocumentRoot": PATH}} or '
+            f'{{"AcmeDir": PATH}}{told}')
+    return paths.get('AcmeDir') or paths['DocumentRoot'].rstrip('/') + WELL_KNOWN
+
+def is_text(value):
+    """Return whether a JSON value is text that can be a path: no NUL, no lone surrogate."""
+    return isinstance(value, str) and not re.search('[\0\ud800-\udc7f\udd00-\udfff]', value)
+
+# ---- Trouble, words and signals
+
+class Error(Exception):
+    """Trouble in words for the person at the keyboard, one line an argument."""
+
+NETWORK_TROUBLE = OSError, http.client.HTTPException, ValueError, OverflowError
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM
+
+def require(condition, *lines):
+    """Raise Error with these lines unless the condition holds."""
+    if not condition:
+        raise Error(*lines)
+
+@contextlib.contextmanager
+def about(what):
+    """Have trouble in this block become an Error that says, once, what it is about."""
+    try:
+        yield
     except Exception as error:
-        about = text(getattr(error, 'filename', None) or log.about)
-        words = getattr(error, 'strerror', None) or error
-        told = '%s: %s (%s)' % (about, words, type(error).__name__)
-        for line in ('%s' % error if isinstance(error, (Error, WrongUsage)) else told).split('\n'):
-            log('E: ' + line[:5000])
-        return 2 if isinstance(error, WrongUsage) else 1
-    finally:
-        on_signals(signal.SIG_IGN)  # what is left to do is to clean up
+        words = reason(error)
+        raise Error(words if words.startswith(what) else f'{what}: {words}') from None
+
+def reason(error):
+    """Return in words, none of them only Python's, what an exception means."""
+    if isinstance(error, urllib.error.HTTPError):
+        error.close()
+        return f'HTTP status {error.code}'
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    known = isinstance(cause, (Error, OSError, ssl.CertificateError))
+    words = f'{getattr(cause, "strerror", None) or cause}' if known else ''
+    words = re.sub(r'\[SSL.*?\] | ?\(?_ssl\.c:[0-9]+[):]* ?', '', words)
+    if 'certificate verify failed' in words:
+        words += ' (SSL_CERT_FILE can name the root of a private CA)'
+    return words or 'cut short, or not as it should be'
+
+def log(line):
+    """Write a line, with nothing in it to steer a terminal, to stderr; --quiet leaves errors."""
+    line = ''.join(letter if letter.isprintable() else '?' for letter in line[:4900])
+    if sys.stderr and (line.startswith('E:') or not log.quiet):
+        with contextlib.suppress(OSError):  # a full disk under the log must not stop a renewal
+            os.write(2, f'{line}\n'.encode())
+log.quiet = False
+
+def end_on_signals():
+    """Have signals and the hour's alarm end the run and remove the files; ignored ones do not."""
+    def stop(number, _):
+        """End the run for this signal."""
+        for each in SIGNALS:
+            signal.signal(each, lambda *_: None)  # for those that are on their way to Python
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # for all others, to the very end
+        remove(*TEMPORARY)
+        log('E: an hour is over' if number == signal.SIGALRM else f'E: ended by signal {number}')
+        sys.exit(1 if number == signal.SIGALRM else 128 + number)
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
+    signal.setitimer(signal.ITIMER_REAL, LONGEST_RUN)
 
 if __name__ == '__main__':
     sys.exit(main(sys.argv[1:]))
