@@ -1,4 +1,20 @@
-"""The fixtures: see support.py for what they hand out."""
+"""The fixtures, and a map of this folder.
+
+What the tests stand on: support.py runs letsacme.py, servers.py starts Pebble and nginx, pki.py
+makes keys and certificates, scripted_ca.py is a CA that breaks as faults.py tells it to, trials.py
+has letsacme.py run against that and judges it.
+
+The tests, by what they are about:
+  in this process, or nearly (marked quick)  test_parsing, test_usage, test_budget
+  real CAs and web servers                   test_pebble, test_caddy, test_acme2certifier
+  the scripted CA                            test_network, test_protocol, test_lies
+  this machine                               test_files, test_outputs, test_openssl, test_site,
+                                             test_crashes
+  renewal                                    test_renewal
+  README.md                                  test_readme
+
+Run by hand: mutants.py (do the tests notice?), bench.py (how fast is it?), demo.sh.
+"""
 import collections
 import json
 import os
@@ -7,7 +23,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import servers
 import support
+from pki import write_csr, write_key
+from trials import trial  # noqa: F401
 
 
 def pytest_configure(config):
@@ -84,16 +103,8 @@ def letsacme(tmp_path):
 
 
 @pytest.fixture
-def warnings_off(monkeypatch):
-    """Python does not complain: an openssl that dies leaves it with pipes that nobody closes."""
-    monkeypatch.setattr(support.Interpreter, "command", property(lambda self: [self.path]))
-
-
-@pytest.fixture
 def names(letsacme):
     """names(3, "alias") are fresh host names that nginx serves and the script can look up."""
-    letsacme.add_host("landing.site.example")
-
     def make(count=1, kind="site", address="127.0.0.1"):
         """That many names of one of nginx's kinds of sites."""
         made = [support.fresh_name(kind) for _ in range(count)]
@@ -105,10 +116,10 @@ def names(letsacme):
 
 @pytest.fixture(scope="session")
 def nginx():
-    """The nginx of this worker; see support.Nginx for the kinds of sites it has."""
+    """The nginx of this worker; see servers.Nginx for the kinds of sites it has."""
     # Not in pytest's own folder, which other users may not enter.
     with tempfile.TemporaryDirectory(prefix="letsacme-nginx-") as folder:
-        server = support.Nginx(Path(folder))
+        server = servers.Nginx(Path(folder))
         yield server
         server.stop()
 
@@ -122,11 +133,11 @@ def pebbles(nginx, tmp_path_factory):
     running = {}
 
     def start(label="", **options):
-        """A running Pebble with these options; see support.Pebble."""
+        """A running Pebble with these options; see servers.Pebble."""
         key = json.dumps([label, options], sort_keys=True)
         if key not in running:
             folder = Path(tmp_path_factory.mktemp("pebble"))
-            running[key] = support.Pebble(folder, nginx.port, **options)
+            running[key] = servers.Pebble(folder, nginx.port, **options)
         return running[key]
     yield start
     for pebble in running.values():
@@ -140,32 +151,53 @@ def pebble(pebbles):
 
 
 @pytest.fixture(scope="session")
+def namespaces(tmp_path_factory):
+    """namespaces({"127.0.0.1": names}) have these hosts; see servers.Namespaces.
+
+    Where there can be none, tests that need them are skipped, but not in CI.
+    """
+    refusal, made = servers.Namespaces.refusal(), []
+    if refusal:
+        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
+        give_up("this needs namespaces, so root or the right to make them: " + refusal)
+
+    def make(hosts):
+        """Namespaces with names for addresses."""
+        lines = ["%s %s\n" % (address, name) for address in hosts for name in hosts[address]]
+        made.append(servers.Namespaces(tmp_path_factory.mktemp("namespaces"), "".join(lines)))
+        return made[-1]
+    yield make
+    for each in made:
+        each.stop()
+
+
+@pytest.fixture(scope="session")
 def key(tmp_path_factory):
     """key("p256", "account") is the path of a private key, the same for the same arguments."""
     folder = tmp_path_factory.mktemp("keys")
 
     def make(kind="p256", label="domain"):
-        """A key of one of the kinds in support.KEYS; another label is another key."""
+        """A key of one of the kinds in pki.KEYS; another label is another key."""
         path = folder / ("%s-%s.key" % (label, kind))
-        return path if path.exists() else support.write_key(path, kind)
+        return path if path.exists() else write_key(path, kind)
     return make
 
 
 @pytest.fixture
 def account(tmp_path):
     """The path of a new account key, which no CA has seen."""
-    return support.write_key(tmp_path / "account.key", "p256")
+    return write_key(tmp_path / "account.key", "p256")
 
 
 @pytest.fixture
 def csr(tmp_path, key):
-    """csr(names, key=..., cn=..., ...) is the path of a CSR; see support.write_csr."""
+    """csr(names, key=..., cn=..., ...) is the path of a CSR; see pki.write_csr."""
     usual = key()
 
     def make(names=(), key=usual, **options):
         """A CSR for names, by default with the usual domain key."""
         path = tmp_path / support.fresh_name("csr")
-        return support.write_csr(path, names, key, **options)
+        return write_csr(path, names, key, **options)
     return make
 
 

@@ -141,6 +141,7 @@ http {
 }
 EOF
 }
+echo "127.0.0.1 localhost" > hosts # which a machine without /etc/hosts does not know
 for name in $names; do
     mkdir -p "sites/$name"
     echo "This is $name" > "sites/$name/index.html"

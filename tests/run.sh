@@ -118,7 +118,7 @@ set_up_servers() {
         "export SYSTEMD_UNIT_PATH=\"\$SYSTEMD_UNIT_PATH$LETSACME_TOOLS/usr/lib/systemd/system:\"
 $(with_libraries "$LETSACME_TOOLS" usr/bin/systemd-analyze \
             "$(echo "$LETSACME_TOOLS"/usr/lib/*-linux-*/systemd)")"
-    # A CA that is no Debian package has a script of its own, and its line here.
+    sh tests/acme2certifier.sh "$LETSACME_TOOLS/a2c-venv" "$python"
 }
 
 # Sets up what the script is tested with beside the Pythons and the openssl of the machine. What

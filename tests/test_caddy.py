@@ -4,14 +4,12 @@ It looks names up as the system does and connects to port 80. So Caddy, which is
 here, and letsacme.py run in namespaces of their own: with an /etc/hosts, and a loopback on which
 ports 80 and 443 are free.
 """
-import os
 import re
-import shlex
-import subprocess
-import time
 
 import pytest
-from support import Server, check_chain, tool, tools_env, write_key
+from pki import check_chain, write_key
+from servers import Server
+from support import tool, tools_env
 
 CADDYFILE = """
 {{
@@ -37,9 +35,6 @@ http://wrong.example {{
 }}
 """
 NAMES = ["n%d.example" % number for number in range(100)]
-# An ordinary user may have namespaces, too, as the root of a user namespace.
-ROOT = os.geteuid() == 0
-UNSHARE = ["unshare", "--mount", "--net"] + ["--map-root-user"] * (not ROOT)
 
 
 class Caddy:
@@ -47,57 +42,31 @@ class Caddy:
 
     directory = "https://localhost/acme/local/directory"
 
-    def __init__(self, folder):
-        hosts = ["::1 localhost", "192.0.2.1 unreachable.example"]
-        hosts += ["127.0.0.1 " + name for name in
-                  ["localhost", "missing.example", "wrong.example", *NAMES]]
-        (folder / "hosts").write_text("\n".join(hosts) + "\n")
+    def __init__(self, folder, namespaces):
         (folder / "Caddyfile").write_text(CADDYFILE.format(folder=folder))
         self.challenges = folder / "www" / ".well-known" / "acme-challenge"
         self.challenges.mkdir(parents=True)
         self.ca_file = folder / "storage" / "pki" / "authorities" / "local" / "root.crt"
-        words = {"hosts": folder / "hosts", "ip": tool("ip"), "caddy": tool("caddy"),
-                 "config": folder / "Caddyfile"}
-        script = ("mount --bind {hosts} /etc/hosts && {ip} link set lo up && "
-                  "exec setpriv --pdeathsig TERM {caddy} run --config {config}").format(
-                      **{name: shlex.quote(str(word)) for name, word in words.items()})
-        self.server = Server([*UNSHARE, "sh", "-c", script], [], folder / "caddy.log",
-                             tools_env(HOME=str(folder)))
-        self.inside = ["nsenter", "--target", self.server.process.pid, "--mount", "--net"]
-        self.inside += ["--user", "--preserve-credentials"] * (not ROOT)
-        try:
-            self.wait()
-        except BaseException:
-            self.server.stop()
-            raise
-
-    def wait(self):
-        """Waits until Caddy serves."""
-        deadline = time.monotonic() + 60
-        while "certificate obtained successfully" not in self.server.log:
-            assert time.monotonic() < deadline and self.server.process.poll() is None, \
-                "Caddy did not start:\n" + self.server.log
-            time.sleep(0.05)
+        self.inside = namespaces.inside
+        self.server = Server([tool("caddy"), "run", "--config", folder / "Caddyfile"],
+                             ["certificate obtained successfully"], folder / "caddy.log",
+                             tools_env(HOME=str(folder)), inside=self.inside)
 
 
 @pytest.fixture(scope="module")
-def caddy(tmp_path_factory):
-    """A Caddy; where there can be no namespaces, the tests are skipped, but not in CI."""
-    probe = subprocess.run([*UNSHARE, "mount", "--bind", "/etc/hosts", "/etc/hosts"],
-                           capture_output=True, text=True)
-    if probe.returncode:
-        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
-        give_up("Caddy needs namespaces of its own, so root or the right to make them: "
-                + probe.stderr)
-    server = Caddy(tmp_path_factory.mktemp("caddy"))
-    yield server
-    server.server.stop()
+def caddy(namespaces, tmp_path_factory):
+    """A Caddy."""
+    inside = namespaces({"::1": ["localhost"], "192.0.2.1": ["unreachable.example"],
+                         "127.0.0.1": ["localhost", "missing.example", "wrong.example", *NAMES]})
+    caddy = Caddy(tmp_path_factory.mktemp("caddy"), inside)
+    yield caddy
+    caddy.server.stop()
 
 
 @pytest.fixture
 def run(letsacme, caddy, account):
     """run(csr, ...) asks Caddy for a certificate, as its only CA and on the usual ports."""
-    env = {"SSL_CERT_FILE": str(caddy.ca_file), "NSS_WRAPPER_HOSTS": None}
+    env = {"SSL_CERT_FILE": str(caddy.ca_file)}
 
     def start(csr, *args, account=account, **options):
         """A run of letsacme.py; nothing may be left of it in the challenge directory."""
@@ -112,14 +81,13 @@ def run(letsacme, caddy, account):
 
 @pytest.mark.parametrize(("count", "account_kind", "kind"), [
     pytest.param(1, "p256", "p256", marks=pytest.mark.core),
-    (1, "rsa2048", "rsa2048"), (1, "p384", "p384"), (100, "rsa2048", "p256"),
-    (100, "p256", "rsa2048")])
+    (1, "rsa2048", "rsa2048"), (1, "p384", "p384"), (100, "p256", "rsa2048")])
 def test_issues(run, caddy, csr, key, tmp_path, count, account_kind, kind):
     """Names are proved and certified, with each kind of key; the account is found again."""
     account = write_key(tmp_path / "new.key", account_kind)
     request = csr(NAMES[:count], key(kind))
     accounts = set()
-    for _ in range(2):
+    for _ in range(2 if count == 1 else 1):
         result = run(request, account=account)
         assert result.status == 0, result.err
         accounts.update(re.findall(r"https://localhost/acme/local/account/\w+", result.err))
@@ -127,20 +95,18 @@ def test_issues(run, caddy, csr, key, tmp_path, count, account_kind, kind):
     assert len(accounts) == 1
 
 
-@pytest.mark.parametrize(("names", "ips"), [
-    ([], ["127.0.0.1"]), ([], ["::1"]), (NAMES[:1], ["127.0.0.1", "::1"])])
-def test_issues_for_addresses(run, caddy, csr, key, names, ips):
+@pytest.mark.parametrize("names", [["::1"], [NAMES[0], "127.0.0.1", "::1"]], ids=str)
+def test_issues_for_addresses(run, caddy, csr, key, names):
     """Addresses are certified alone and beside names."""
-    result = run(csr(names, ips=ips))
+    result = run(csr(names))
     assert result.status == 0, result.err
-    check_chain(result.out, names + ips, key(), caddy.ca_file)
+    check_chain(result.out, names, key(), caddy.ca_file)
 
 
-@pytest.mark.parametrize(("bad", "kind"), [
-    pytest.param("nowhere.example", "connection", marks=pytest.mark.core),
-    ("unreachable.example", "connection"), ("missing.example", "connection"),
-    ("wrong.example", "rejectedIdentifier")])
-@pytest.mark.parametrize("position", [0, 1])
+@pytest.mark.parametrize("bad, kind, position", [
+    pytest.param("nowhere.example", "connection", 0, marks=pytest.mark.core),
+    ("unreachable.example", "connection", 1), ("missing.example", "connection", 0),
+    ("wrong.example", "rejectedIdentifier", 0), ("wrong.example", "rejectedIdentifier", 1)])
 def test_reports_a_name(run, csr, bad, kind, position):
     """A name that Caddy cannot verify is reported when Caddy says so, not after ten minutes.
 

@@ -1,12 +1,9 @@
 """Random answers, certificates, requests and settings, in this process: none of them may surprise.
 
 Only the outside of letsacme.py is replaced: the network leads straight to a scripted CA, openssl is
-the cryptography library, time passes without waiting, signals and the end of the process are kept
-from this one. The suite runs the same few cases every time; LETSACME_FUZZ=100000 runs that many
-others of each kind.
+the cryptography library, time passes without waiting, signals are kept from this process. The suite
+runs the same few cases every time; LETSACME_FUZZ=100000 runs that many others of each kind.
 """
-import atexit
-import base64
 import contextlib
 import http.client
 import importlib.util
@@ -14,19 +11,24 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import tempfile
 import time
 from email.parser import BytesHeaderParser
+from pathlib import Path
 from unittest import mock
 
+import pki
 import pytest
 import scripted_ca
 import support
+import trials
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from faults import MISSING, problem, replace
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -36,10 +38,8 @@ NAMES = ["www.site.example", "site.example"]
 
 def fuzz(few, **strategies):
     """Run a test on so many cases, the same ones each time; or on many, if that was asked for."""
-    quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture,
-             HealthCheck.filter_too_much, HealthCheck.large_base_example]
     config = settings(max_examples=CASES or few, derandomize=not CASES, database=None,
-                      deadline=None, suppress_health_check=quiet)
+                      deadline=None, suppress_health_check=list(HealthCheck))
     return lambda test: pytest.mark.timeout(CASES or 300)(config(given(**strategies)(test)))
 
 
@@ -66,41 +66,14 @@ class Wire:
         line, _, fields = head.partition(b"\r\n")
         method, path, _ = line.decode("latin-1").split(" ", 2)
         headers = BytesHeaderParser().parsebytes(fields)
-        request = scripted_ca.Request(method, path, headers, body, 1)
         self.world.clock += 0.05
         if len(self.world.ca.requests) > 2000:
             raise Endless
-        return io.BytesIO(self.world.ca.answer(request).render(head=method == "HEAD"))
+        reply = self.world.ca.answer(scripted_ca.Request(method, path, headers, body))
+        return io.BytesIO(reply.render(head=method == "HEAD"))
 
     def close(self):
         """Nothing is open."""
-
-
-class Openssl:
-    """A subprocess that does what the openssl commands of letsacme.py do, with one key."""
-    key, spoil = None, staticmethod(lambda data: data)
-
-    def __init__(self, command, **_):
-        self.command = [os.fsdecode(word) for word in command]
-        self.returncode, self.stdin, self.stdout, self.stderr = None, *(io.BytesIO() for _ in "123")
-
-    def communicate(self, data=None, **_):
-        """Give the public key, or sign."""
-        self.returncode = 0
-        assert self.command[0] == "openssl" and self.command[1] in ("pkey", "dgst"), self.command
-        if self.command[1] == "dgst":
-            return self.spoil(self.key.sign(data, ec.ECDSA(hashes.SHA256()))), b""
-        return self.spoil(support.public_der(self.key.public_key())), b""
-
-    def poll(self):
-        """Give its status, None if it has not ended."""
-        return self.returncode
-
-    def kill(self):
-        """End it."""
-        self.returncode = -signal.SIGKILL
-
-    wait = poll
 
 
 class World:
@@ -108,17 +81,26 @@ class World:
 
     def __init__(self, folder):
         self.folder, self.challenges = folder, folder / "challenges"
-        self.ends, self.clock = [], 0
+        self.clock, self.spoil = 0, None
         self.challenges.mkdir()
         self.ca = scripted_ca.ScriptedCA(folder / "ca", challenges=self.challenges)
         spec = importlib.util.spec_from_file_location("letsacme", support.SCRIPT)
         self.module = importlib.util.module_from_spec(spec)
-        with self.apart():
-            spec.loader.exec_module(self.module)
-        self.key = support.load_key(support.write_key(folder / "domain.key", "p256"))
-        self.csr = support.write_csr(folder / "domain.csr", NAMES, folder / "domain.key")
-        Openssl.key = scripted_ca.new_key()
+        spec.loader.exec_module(self.module)
+        self.account, self.key = pki.new_key(), pki.load_key(pki.write_key(folder / "key", "p256"))
+        self.csr = pki.write_csr(folder / "domain.csr", NAMES, folder / "key")
+        self.account_file = pki.write_key(folder / "account.key", "p256")
         self.leaf = self.ca.issuer.leaf(NAMES, self.key.public_key(), days=(-90, 1))
+
+    def openssl(self, command, input=b"", **_):
+        """Do what the openssl commands of letsacme.py do, with one key."""
+        assert command[0] == "openssl" and command[1] in ("pkey", "dgst"), command
+        output = pki.public_der(self.account.public_key())
+        if command[1] == "dgst":
+            output = self.account.sign(input, ec.ECDSA(hashes.SHA256()))
+        if self.spoil is not None:
+            output = made(output, self.spoil)
+        return subprocess.CompletedProcess(command, 0, output, b"")
 
     @contextlib.contextmanager
     def apart(self):
@@ -127,26 +109,19 @@ class World:
             """Lead to the scripted CA."""
             connection.sock = Wire(self)
 
-        def register(function, *args):
-            """Keep it for the end of main()."""
-            self.ends.append((function, args))
-
         def sleep(seconds):
             """Let time pass."""
             assert seconds >= 0
             self.clock += seconds
 
-        def times():
-            """The clock that nobody sets."""
-            return os.times_result([0, 0, 0, 0, self.clock])
-
         def ignore(*_):
             """Do nothing."""
         with contextlib.ExitStack() as stack:
             for module, name, other in (
-                    (http.client.HTTPSConnection, "connect", connect), (signal, "signal", ignore),
-                    (subprocess, "Popen", Openssl), (signal, "setitimer", ignore),
-                    (atexit, "register", register), (time, "sleep", sleep), (os, "times", times)):
+                    (http.client.HTTPSConnection, "connect", connect), (time, "sleep", sleep),
+                    (time, "monotonic", lambda: self.clock), (subprocess, "run", self.openssl),
+                    (signal, "signal", ignore), (signal, "setitimer", ignore),
+                    (signal, "pthread_sigmask", ignore)):
                 stack.enter_context(mock.patch.object(module, name, other))
             yield
 
@@ -167,79 +142,67 @@ class World:
             os.umask(umask)
 
     def main(self, *words, script=None):
-        """Run main(); return its status and what it wrote. The invariants are checked here."""
+        """Run main(), and check what holds for every run."""
         self.ca.script, self.ca.counts, self.ca.requests = script or {}, {}, []
-        before = scripted_ca.snapshot(self.challenges)
-        files = len(os.listdir("/proc/self/fd"))
+        before = trials.snapshot(self.challenges)
         with self.apart(), self.streams() as caught:
             try:
                 status = self.module.main(["--disable-check", *map(str, words)])
             except SystemExit as end:
                 status = end.code
-            finally:
-                while self.ends:
-                    function, args = self.ends.pop()
-                    function(*args)
             out, err = (os.pread(file.fileno(), 1 << 22, 0).decode() for file in caught)
             for file in caught:
                 file.close()
-        self.close_new_files(files)
-        self.check(status, out, err, before)
-        return status, out, err
-
-    @staticmethod
-    def close_new_files(count):
-        """Close what main() has left open for the end of the process."""
-        numbers = sorted(map(int, os.listdir("/proc/self/fd")), reverse=True)
-        for number in numbers[:max(0, len(numbers) - count)]:
-            with contextlib.suppress(OSError):
-                if os.readlink("/proc/self/fd/%d" % number) == os.devnull:
-                    os.close(number)
-
-    def check(self, status, out, err, before):
-        """What holds for every run."""
         assert status in (0, 1, 2, 3), status
-        assert "Traceback" not in err and not scripted_ca.HARMFUL.search(err), err
-        assert bool(scripted_ca.refusals(err)) == (status in (1, 2)), err
-        assert scripted_ca.snapshot(self.challenges) == before
-        if status:
-            assert not out, out
-        else:
+        assert not trials.HARMFUL.search(err), err
+        support.judge_words(err)
+        assert bool(trials.refusals(err)) == (status in (1, 2)), err
+        assert trials.snapshot(self.challenges) == before
+        assert status == 0 or not out, out
+        if status == 0:
             self.check_certificate(out)
+        return status, out
 
     def check_certificate(self, out):
         """What was accepted is for the key and the names of the CSR (if others can read it)."""
         try:
             leaf = x509.load_pem_x509_certificates(out.encode())[0]
-            names, key = support.names_of(leaf), support.public_der(leaf.public_key())
+            names, key = pki.names_of(leaf), pki.public_der(leaf.public_key())
         except Exception:                   # another parser, which has its own reasons
             return
         assert {name.lower() for name in names} >= set(NAMES)
-        assert key == support.public_der(self.key.public_key())
+        assert key == pki.public_der(self.key.public_key())
 
     def issue(self, script=None, *more):
         """Order a certificate as usual."""
-        return self.main("--account-key", "account.key", "--csr", self.csr, "--acme-dir",
+        return self.main("--account-key", self.account_file, "--csr", self.csr, "--acme-dir",
                          self.challenges, "--ca", self.ca.directory, *more, script=script)
+
+    def renew(self, content, script):
+        """Renew what is in a file, if that is due; the CA then refuses the order."""
+        fullchain = self.folder / "fullchain.pem"
+        fullchain.write_bytes(content)
+        self.issue({"newOrder": problem("malformed"), **script}, "--renew", "--fullchain-file",
+                   fullchain)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A world, which has to work before anything is spoilt."""
-    shared = "/dev/shm"
+    shared = "/dev/shm"                     # quicker than a disk, for so many small files
     folder = tmp_path_factory.mktemp("world")
-    if os.access(shared, os.W_OK):          # quicker than a disk, for so many small files
-        folder = type(folder)(tempfile.mkdtemp(dir=shared))
+    if os.access(shared, os.W_OK):
+        folder = Path(tempfile.mkdtemp(dir=shared))
     made, environment = World(folder), dict(os.environ)
     os.environ["SSL_CERT_FILE"] = str(made.ca.ca_file)
-    status, out, err = made.issue()
-    assert (status, out.count("BEGIN"), made.ca.violations) == (0, 2, []), err
+    status, out = made.issue()
+    assert (status, out.count("BEGIN"), made.ca.violations) == (0, 2, [])
     yield made
     os.environ.clear()
     os.environ.update(environment)
     made.ca.violations = []                 # a client that is lied to sends odd things
     made.ca.__exit__(None)
-    subprocess.run(["rm", "-rf", str(folder)], check=True)
+    shutil.rmtree(folder)
 
 
 # ---- What the CA sends
@@ -256,8 +219,7 @@ HEADERS = st.sampled_from(["Location", "Replay-Nonce", "Retry-After", "Content-T
 LATIN = st.text(st.characters(codec="latin-1", exclude_characters="\r\n"), max_size=40)
 STATUS = st.sampled_from([200, 201, 202, 204, 301, 400, 401, 403, 404, 409, 429, 500, 503])
 SPOILS = st.one_of(
-    st.tuples(st.just("node"), st.integers(0, 60), VALUES),
-    st.tuples(st.just("node"), st.integers(0, 60), st.just(scripted_ca.MISSING)),
+    st.tuples(st.just("node"), st.integers(0, 60), VALUES | st.just(MISSING)),
     st.tuples(st.just("body"), st.none(), VALUES | RAW),
     st.tuples(st.just("header"), HEADERS, LATIN | st.integers(-9, 10 ** 12).map(str) | st.none()),
     st.tuples(st.just("status"), st.none(), STATUS),
@@ -288,7 +250,7 @@ def spoil(kind, where, value):
         elif isinstance(reply.body, (dict, list)) and reply.body:
             places = nodes(reply.body)
             container, key = places[where % len(places)]
-            if value is scripted_ca.MISSING:
+            if value is MISSING:
                 del container[key]
             else:
                 container[key] = value
@@ -304,15 +266,11 @@ def test_answers(world, spoils):
     world.issue(script)
 
 
-@fuzz(100, spoil=SPOILS)
-def test_renewal_information(world, spoil):
+@fuzz(100, what=SPOILS)
+def test_renewal_information(world, what):
     """Renewal information that is different, for a certificate that may be due."""
-    fullchain = world.folder / "fullchain.pem"
-    fullchain.write_bytes(scripted_ca.pem(world.leaf, world.ca.issuer.intermediate))
     world.ca.options["window"] = [world.leaf.not_valid_before_utc, world.leaf.not_valid_after_utc]
-    fault = globals()["spoil"](*spoil)
-    world.issue({"renewalInfo": fault, "newOrder": scripted_ca.problem("malformed")}, "--renew",
-                "--fullchain-file", fullchain)
+    world.renew(pki.pem(world.leaf, world.ca.issuer.intermediate), {"renewalInfo": spoil(*what)})
 
 
 # ---- Bytes
@@ -323,77 +281,61 @@ EDITS = st.lists(st.one_of(
     st.tuples(st.just("put"), st.integers(0, 4000), st.binary(min_size=1, max_size=20)),
     st.tuples(st.just("end"), st.integers(0, 4000), st.none()),
     st.tuples(st.just("nest"), st.integers(0, 4000), st.integers(1, 3000))), min_size=1, max_size=4)
-
-
-def edited(data, edits):
-    """Bytes with some edits."""
-    data = bytearray(data)
-    for kind, place, value in edits:
-        place %= len(data) + 1
-        if kind == "set" and place < len(data):
-            data[place] = value
-        elif kind == "cut":
-            del data[place:place + value]
-        elif kind == "put":
-            data[place:place] = value
-        elif kind == "end":
-            del data[place:]
-        elif kind == "nest":
-            data[place:place] = b"\x30\x80" * value
-    return bytes(data)
-
-
 BYTES = st.binary(max_size=200) | EDITS
 
 
 def made(data, how):
-    """Random bytes, or edited ones."""
-    return how if isinstance(how, bytes) else edited(data, how)
+    """Random bytes, or data with some edits."""
+    if isinstance(how, bytes):
+        return how
+    data = bytearray(data)
+    for kind, place, value in how:
+        place %= len(data) + 1
+        if kind == "set":
+            data[place:place + 1] = bytes([value])
+        elif kind == "cut":
+            del data[place:place + value]
+        elif kind == "end":
+            del data[place:]
+        else:
+            data[place:place] = value if kind == "put" else b"\x30\x80" * value
+    return bytes(data)
 
 
-def wrap(data, label=b"CERTIFICATE"):
-    """A block of PEM."""
-    return b"-----BEGIN %s-----\n%s-----END %s-----\n" % (label, base64.encodebytes(data), label)
+def in_pem(data, how, raw, label=b"CERTIFICATE"):
+    """A block of PEM whose text, or whose DER, is different."""
+    return made(pki.block(data, label), how) if raw else pki.block(made(data, how), label)
 
 
 @fuzz(120, how=BYTES, raw=st.booleans())
 def test_certificates(world, how, raw):
-    """A certificate whose DER, or whose PEM, is different."""
-    der = world.leaf.public_bytes(serialization.Encoding.DER)
-    sent = made(wrap(der), how) if raw else wrap(made(der, how))
-    chain = scripted_ca.pem(world.ca.issuer.intermediate)
-    world.issue({"certificate": scripted_ca.replace(sent + chain)})
+    """A certificate of the CA's that is different."""
+    sent = in_pem(world.leaf.public_bytes(pki.DER), how, raw)
+    world.issue({"certificate": replace(sent + pki.pem(world.ca.issuer.intermediate))})
 
 
 @fuzz(120, how=BYTES, raw=st.booleans())
 def test_old_certificates(world, how, raw):
     """A certificate on disk that may be due; one that cannot be read is due."""
-    der = world.leaf.public_bytes(serialization.Encoding.DER)
-    fullchain = world.folder / "fullchain.pem"
-    fullchain.write_bytes(made(wrap(der), how) if raw else wrap(made(der, how)))
-    world.issue({"newOrder": scripted_ca.problem("malformed")}, "--renew", "--fullchain-file",
-                fullchain)
+    world.renew(in_pem(world.leaf.public_bytes(pki.DER), how, raw), {})
 
 
 @fuzz(120, how=BYTES, raw=st.booleans())
 def test_requests(world, how, raw):
     """A CSR that is different: it is refused, or the CA refuses what is ordered for it."""
-    text = (world.folder / "domain.csr").read_bytes()
-    der = x509.load_pem_x509_csr(text).public_bytes(serialization.Encoding.DER)
-    odd = world.folder / "odd.csr"
-    odd.write_bytes(made(text, how) if raw else wrap(made(der, how), b"CERTIFICATE REQUEST"))
-    world.main("--account-key", "account.key", "--csr", odd, "--acme-dir", world.challenges,
-               "--ca", world.ca.directory, script={"newOrder": scripted_ca.problem("malformed")})
+    der = x509.load_pem_x509_csr(world.csr.read_bytes()).public_bytes(pki.DER)
+    (world.folder / "odd.csr").write_bytes(in_pem(der, how, raw, b"CERTIFICATE REQUEST"))
+    world.issue({"newOrder": problem("malformed")}, "--csr", world.folder / "odd.csr")
 
 
 @fuzz(100, how=BYTES)
 def test_openssl(world, how):
     """What openssl says is different."""
-    Openssl.spoil = staticmethod(lambda data: made(data, how))
+    world.spoil = how
     try:
         world.issue()
     finally:
-        Openssl.spoil = staticmethod(lambda data: data)
+        world.spoil = None
 
 
 # ---- Settings
@@ -407,10 +349,8 @@ KEYS = st.sampled_from(["AccountKey", "CSR", "AcmeDir", "DocumentRoot", "CertFil
                                   max_size=5) | VALUES, edits=st.none() | EDITS)
 def test_configurations(world, config, edits):
     """A configuration of any shape; most are wrong usage."""
-    path = world.folder / "config.json"
-    data = json.dumps(config).encode()
-    path.write_bytes(edited(data, edits) if edits else data)
-    world.main("--config-json", path, "--csr", world.folder / "missing")
+    (world.folder / "config.json").write_bytes(made(json.dumps(config).encode(), edits or []))
+    world.main("--config-json", world.folder / "config.json", "--csr", world.folder / "missing")
 
 
 @fuzz(100, words=st.lists(st.text(max_size=20).filter(lambda word: not re.match("-+(h|v)", word))
@@ -419,5 +359,3 @@ def test_configurations(world, config, edits):
 def test_command_lines(world, words):
     """Any words."""
     world.main(*words, "--csr", world.folder / "missing")
-
-

@@ -1,11 +1,26 @@
 """The files that are written: replaced in one step, or refused before the CA is asked."""
+import contextlib
+import functools
+import itertools
 import os
 import re
+import signal
+import tempfile
+import threading
+from pathlib import Path
 
 import pytest
+import scripted_ca
 import support
 
+trial = scripted_ca.trial
 OPTIONS = {"--cert-file": "cert", "--chain-file": "chain", "--fullchain-file": "both"}
+OLD = scripted_ca.pem(scripted_ca.Issuer().intermediate).decode()
+# Put before a command: an ordinary user, who may read all that a test has made as root.
+NOBODY, STAFF = 65534, 54321
+USER = ["setpriv", "--reuid=%d" % NOBODY, "--regid=%d" % NOBODY, "--groups=%d" % STAFF,
+        "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 
 
 @pytest.fixture
@@ -52,13 +67,13 @@ def test_replaced_in_one_step(run, check, out):
     """Whoever has an old file open keeps reading all of it: each output is another file now."""
     outputs = {option: out / part for option, part in OPTIONS.items()}
     for path in outputs.values():
-        path.write_text("old " + path.name)
+        path.write_text(OLD)
         os.link(path, "%s.old" % path)
     result = run(outputs)
     assert result.out == ""
     for path in outputs.values():
         check(path, result, path.name)
-        assert (out / (path.name + ".old")).read_text() == "old " + path.name
+        assert (out / (path.name + ".old")).read_text() == OLD
     assert len(list(out.iterdir())) == 6, "something is left: %s" % list(out.iterdir())
     assert "W:" not in result.err
 
@@ -90,22 +105,23 @@ def test_flags_for_stdout_only(flag, part, run, check, out):
 def test_mode_is_kept(mode, run, check, out):
     """A new version has the mode of the old, whatever the umask."""
     path = out / "both"
-    path.write_text("old")
+    path.write_text(OLD)
     path.chmod(mode)
     result = run({"--fullchain-file": path}, umask=0o027)
     check(path, result)
     assert path.stat().st_mode & 0o7777 == mode
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@as_root
 def test_owner_is_kept(run, check, out):
     """A file of another user stays his."""
     path = out / "both"
-    path.write_text("old")
-    os.chown(path, 65534, 65534)
+    path.write_text(OLD)
+    os.chown(path, NOBODY, STAFF)
     result = run({"--fullchain-file": path})
     check(path, result)
-    assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65534)
+    assert (path.stat().st_uid, path.stat().st_gid) == (NOBODY, STAFF)
+    assert "W:" not in result.err
 
 
 @pytest.mark.parametrize("target", ["real/both", "../out/real/both", "{out}/real/both", "another",
@@ -113,7 +129,7 @@ def test_owner_is_kept(run, check, out):
 def test_link_is_kept(target, run, check, out):
     """A symbolic link, or a link to a link, stays one, and the file it names changes."""
     (out / "real").mkdir()
-    (out / "real/both").write_text("old")
+    (out / "real/both").write_text(OLD)
     (out / "another").symlink_to("real/both")
     target = target.format(out=out)
     link = out / "live"
@@ -122,7 +138,7 @@ def test_link_is_kept(target, run, check, out):
     check(link, result)
     assert os.readlink(link) == target and os.readlink(out / "another") == "real/both"
     assert sorted(path.name for path in out.iterdir()) == ["another", "live", "real"]
-    assert target == "real/new" or not (out / "real/both").read_text() == "old"
+    assert target == "real/new" or not (out / "real/both").read_text() == OLD
 
 
 def test_relative_paths(run, check, out):
@@ -138,8 +154,8 @@ def test_relative_paths(run, check, out):
 def test_in_place(run, check, out):
     """In a folder that may not be written, the files are overwritten, with a warning."""
     outputs = {option: out / part for option, part in OPTIONS.items()}
-    for size, path in zip((0, 10, 100000), outputs.values()):
-        path.write_text("o" * size)
+    for count, path in zip((0, 1, 200), outputs.values()):
+        path.write_text(OLD * count)
         path.chmod(0o640)
     numbers = [path.stat().st_ino for path in outputs.values()]
     out.chmod(0o555)
@@ -155,12 +171,209 @@ def test_in_place(run, check, out):
 def test_in_place_behind_a_link(run, check, out):
     """What counts is the folder of the file that a link names, not the folder of the link."""
     (out / "real").mkdir()
-    (out / "real/both").write_text("old")
+    (out / "real/both").write_text(OLD)
     (out / "real").chmod(0o555)
     (out / "live").symlink_to("real/both")
     result = run({"--fullchain-file": out / "live"}, wrapper=support.UNPRIVILEGED)
     check(out / "live", result)
     assert (out / "live").is_symlink()
+
+
+@pytest.fixture
+def user(trial):
+    """A Trial as an ordinary user, whose directory `out` is; put(name, ...) is an old output."""
+    with tempfile.TemporaryDirectory(prefix="letsacme-outputs-") as folder:
+        trial.site = Path(folder)       # since pytest's own may not be entered
+        trial.site.chmod(0o755)
+        trial.challenges, trial.out = trial.site / "challenges", trial.site / "out"
+        for path in (trial.challenges, trial.out):
+            path.mkdir()
+            os.chown(path, NOBODY, NOBODY)
+        trial.options.update({"--cert-file": None, "--chain-file": None,
+                              "--acme-dir": trial.challenges})
+        trial.put = functools.partial(put, trial.out)
+        yield trial
+
+
+def put(out, name, mode=0o644, uid=NOBODY, gid=NOBODY):
+    """Put an old output there."""
+    path = out / name
+    path.write_text(OLD)
+    os.chown(path, uid, gid)
+    path.chmod(mode)
+    return path
+
+
+@as_root
+@pytest.mark.parametrize("mode, uid, gid, in_place", [
+    (0o640, NOBODY, NOBODY, False), (0o640, NOBODY, STAFF, False),
+    pytest.param(0o640, NOBODY, 0, True, marks=pytest.mark.core), (0o660, 0, NOBODY, True),
+    (0o666, 0, 0, True)])
+def test_owner_and_group_that_cannot_be_given(mode, uid, gid, in_place, user):
+    """A web server would lose its certificate at the next reload: so the file is overwritten."""
+    path = user.put("cert", mode, uid, gid)
+    before = path.stat()
+    result = user.works(args={"--cert-file": path}, wrapper=USER, changed=["out/cert"])
+    after = path.stat()
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, uid, gid)
+    assert (after.st_ino == before.st_ino) == in_place
+    assert bool(re.search("^W: .*%s" % re.escape(str(path)), result.err, re.M)) == in_place
+    assert support.load_chain(path.read_text()) != support.load_chain(OLD)
+
+
+@as_root
+@pytest.mark.parametrize("wrapper", [support.UNPRIVILEGED, ["setpriv", "--bounding-set=-chown"]],
+                         ids=["none", "all but one"])
+def test_root_without_its_powers(wrapper, user):
+    """A service manager may have taken them away: then root cannot give files away either."""
+    for path in (user.out, user.challenges):
+        os.chown(path, 0, 0)
+    path = user.put("cert", 0o660, 0, STAFF)
+    result = user.works(args={"--cert-file": path}, wrapper=wrapper, changed=["out/cert"])
+    assert path.stat().st_gid == STAFF and "W: " in result.err
+
+
+@as_root
+@pytest.mark.parametrize("mode", [pytest.param(0o644, marks=pytest.mark.core), 0o666], ids=oct)
+def test_sticky_directory(mode, user):
+    """Nobody else's file can be replaced there: it is overwritten, or nothing is done at all."""
+    os.chown(user.out, 0, 0)
+    user.out.chmod(0o1777)
+    mine, other = user.put("cert"), user.put("chain", mode, 0, 0)
+    args = {"--cert-file": mine, "--chain-file": other}
+    if mode == 0o666:
+        user.works(args=args, wrapper=USER, changed=["out/cert", "out/chain"])
+        assert len(support.load_chain(mine.read_text() + other.read_text())) == 2
+        assert OLD not in (mine.read_text(), other.read_text()) and other.stat().st_uid == 0
+    else:
+        assert not user.fails(None, str(other), args=args, wrapper=USER).ca.connections
+
+
+@contextlib.contextmanager
+def swapping(path, target):
+    """A link to a target takes the place of a file, and again the file, as fast as can be."""
+    ended = threading.Event()
+    old = path.stat()
+
+    def swap():
+        """Until it has ended."""
+        new = path.parent.parent / "swap"
+        while not ended.is_set():
+            new.symlink_to(target)
+            new.rename(path)
+            new.write_text(OLD)
+            os.chown(new, old.st_uid, old.st_gid)
+            new.chmod(old.st_mode)
+            new.rename(path)
+    thread = threading.Thread(target=swap)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@as_root
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_link_is_planted(in_place, user):
+    """A link that was not there at the start is not followed: what it leads to stays as it is."""
+    path = user.put("cert", 0o666)
+    victim = user.put("victim", 0o666)
+    if in_place:
+        os.chown(user.out, 0, 0)
+
+    def plant(request, reply):
+        """Put it there when all has been looked at."""
+        path.unlink()
+        path.symlink_to(victim)
+    run = {"args": {"--cert-file": path}, "wrapper": USER, "changed": ["out/cert"]}
+    if in_place:
+        user.fails({"certificate": plant}, str(path), **run)
+    else:
+        user.works({"certificate": plant}, **run)
+    assert path.is_symlink() == in_place and victim.read_text() == OLD
+
+
+@as_root
+def test_a_link_is_planted_in_a_race(user):
+    """Nor is one that comes and goes while the file is written."""
+    path, victim = user.put("cert", 0o666), user.put("victim", 0o666)
+    os.chown(user.out, 0, 0)
+    for _ in range(10):
+        with contextlib.ExitStack() as stack:
+            def plant(request, reply):
+                """From the last answer on."""
+                stack.enter_context(swapping(path, victim))
+            with user.serve({"certificate": plant}) as ca:
+                result = user.letsacme(*user.arguments({"--cert-file": path}), ca=ca,
+                                       wrapper=USER)
+        assert victim.read_text() == OLD
+        assert bool(scripted_ca.refusals(result.err)) == (result.status != 0)
+
+
+# --- a full disk, a sudden end --------------------------------------------------------------------
+
+# A disk that has room for one output, but not for another one.
+FULL = """
+mount -t tmpfs -o size=12k,mode=755 tmpfs "$1" && cp "$1"/../chain.pem "$1" &&
+head -c 4096 /dev/zero > "$1/fill" && cd "$1" && shift && "$@"
+status=$?
+cmp ../chain.pem chain.pem && [ "$(ls)" = "$(printf 'chain.pem\\nfill')" ] || status=99
+exit $status
+"""
+
+
+def test_a_full_disk(trial):
+    """The error names the output that had no room; all are left as they were."""
+    (trial.site / "disk").mkdir()
+    unshare = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
+    result = trial.fails(None, args={"--cert-file": trial.site / "disk/cert.pem",
+                                     "--chain-file": trial.site / "disk/chain.pem"},
+                         wrapper=[*unshare, "sh", "-c", FULL, "sh", trial.site / "disk"])
+    [error] = scripted_ca.refusals(result.err)
+    assert re.search("/disk/chain.pem.*No space", error) and "https:" not in error
+
+
+DEADLY = """
+import os, signal
+moments = []
+def deadly(function):
+    def moment():
+        moments.append(1)
+        if len(moments) == int(os.environ["DEADLY"]):
+            os.kill(os.getpid(), signal.SIGKILL)
+    def call(*args, **options):
+        moment()
+        try:
+            return function(*args, **options)
+        finally:
+            moment()
+    return call
+for name in ("fsync", "rename", "replace", "fchown", "truncate"):
+    setattr(os, name, deadly(getattr(os, name)))
+"""
+
+
+@pytest.mark.core
+def test_kill_9(trial, tmp_path):
+    """Before and after each step of writing: every output is the old one or the new one."""
+    (tmp_path / "sitecustomize.py").write_text(DEADLY)
+    ends = []
+    with trial.serve() as ca:
+        for moment in itertools.count(1):
+            for path in (trial.cert, trial.chain):
+                path.write_text(OLD)
+            result = trial.letsacme(*trial.arguments(), ca=ca, scale=0.05, check=False, env={
+                "PYTHONPATH": str(tmp_path), "DEADLY": str(moment)})
+            states = [path.read_text() == OLD for path in (trial.cert, trial.chain)]
+            assert len(support.load_chain(trial.cert.read_text())) == 1
+            assert len(support.load_chain(trial.chain.read_text())) == 1
+            if result.status != -signal.SIGKILL:
+                break
+            ends.append(states)
+    assert (result.status, states) == (0, [False, False]), result.err
+    assert ends[0] == [True, True] and [False, True] in ends
 
 
 # --- refused --------------------------------------------------------------------------------------
@@ -169,32 +382,52 @@ def content(folder):
     """All files of a folder with their contents, links and numbers."""
     return {path: (path.lstat().st_ino, path.lstat().st_mtime_ns, path.is_symlink(),
                    path.is_file() and path.stat().st_mode & 0o400 and path.read_bytes())
-            for path in folder.rglob("*")}
+            for path in folder.rglob("*") if path.name != "hosts"}     # which is support's
 
 
 def locked(path):
     """A path that can neither be written nor be replaced."""
     path.mkdir()
-    (path / "file").write_text("old")
+    (path / "file").write_text(OLD)
     (path / "file").chmod(0o444)
     path.chmod(0o555)
 
 
-def fifo(path):
-    """A path that is a pipe."""
-    os.mkfifo(path)
+def holding(*makers):
+    """A function that puts a file there: texts, and what functions of a path write to it."""
+    def make(path):
+        parts = []
+        for maker in makers:
+            if callable(maker):
+                maker(path)
+            parts.append(path.read_bytes() if callable(maker) else maker.encode())
+        path.write_bytes(b"".join(parts))
+    return make
+
+
+def key_in_der(path):
+    """A private key as DER."""
+    path.write_bytes(support.KEYS["p256"]().private_bytes(
+        support.serialization.Encoding.DER, support.serialization.PrivateFormat.PKCS8,
+        support.serialization.NoEncryption()))
+
+
+def key_in_pem(path):
+    """A private key as PEM."""
+    support.write_key(path, "p256")
 
 
 SITUATIONS = {
     "folder is missing": ({"--cert-file": "missing/cert"}, None),
-    "folder is a file": ({"--cert-file": "x/cert"}, lambda path: path.write_text("old")),
+    "folder is a file": ({"--cert-file": "x/cert"}, lambda path: path.write_text(OLD)),
     "a folder": ({"--chain-file": "x"}, lambda path: path.mkdir()),
     "link to a folder": ({"--chain-file": "x"}, lambda path: path.symlink_to("..")),
     "link to nowhere": ({"--chain-file": "x"}, lambda path: path.symlink_to("missing/chain")),
-    "pipe": ({"--fullchain-file": "x"}, fifo),
+    "pipe": ({"--fullchain-file": "x"}, os.mkfifo),
     "new file in locked folder": ({"--fullchain-file": "x/new"}, locked),
     "locked file in locked folder": pytest.param(
         {"--fullchain-file": "x/file"}, locked, marks=pytest.mark.core),
+    "unreadable": ({"--fullchain-file": "x"}, lambda path: path.touch(0o200)),
     "twice": ({"--cert-file": "same", "--chain-file": "same"}, None),
     "twice, other words": ({"--cert-file": "same", "--fullchain-file": "../out/./same"}, None),
     "twice by a link": ({"--cert-file": "same", "--fullchain-file": "x"},
@@ -204,9 +437,21 @@ SITUATIONS = {
     "account key by a link": ({"--fullchain-file": "x"},
                               lambda path: path.symlink_to("../account.key")),
     "CSR": ({"--fullchain-file": "../the.csr"}, None),
-    "private key": ({"--cert-file": "x"}, lambda path: support.write_key(path, "p256")),
+    "configuration": pytest.param(
+        {"--fullchain-file": "../config.json"}, None, marks=pytest.mark.core),
+    "configuration by a link": ({"--fullchain-file": "x"},
+                                lambda path: path.symlink_to("../config.json")),
+    "key in DER": ({"--cert-file": "x"}, key_in_der),
+    "certificate and key": pytest.param(
+        {"--cert-file": "x"}, holding(OLD, key_in_pem), marks=pytest.mark.core),
+    "key and certificate": ({"--cert-file": "x"}, holding(key_in_pem, OLD)),
     "private key by a link": ({"--cert-file": "x"}, lambda path: path.symlink_to(
         support.write_key(path.parent / "domain.key", "rsa2048"))),
+    "text": ({"--chain-file": "x"}, holding("dear diary\n")),
+    "text before a certificate": ({"--chain-file": "x"}, holding("Certificate:\n", OLD)),
+    "text after a certificate": ({"--chain-file": "x"}, holding(OLD, "the end")),
+    "a certificate in DER": ({"--chain-file": "x"}, lambda path: path.write_bytes(
+        support.ssl.PEM_cert_to_DER_cert(OLD))),
 }
 
 
@@ -218,6 +463,7 @@ def test_refused(outputs, prepare, letsacme, basics, names, nginx, pebble, out):
     [host] = names()
     arguments = basics([host])
     arguments[3] = arguments[3].rename(letsacme.folder / "the.csr")
+    arguments[5] = arguments[5].rename(letsacme.folder / "config.json")
     words = [word for option in outputs.items() for word in option]
     before, served = content(letsacme.folder), len(pebble.requests)
     result = letsacme(*arguments, *words, ca=pebble, cwd=out, wrapper=support.UNPRIVILEGED)
@@ -233,7 +479,7 @@ def test_refused(outputs, prepare, letsacme, basics, names, nginx, pebble, out):
 def test_untouched_by_a_failure(letsacme, basics, names, pebble, out):
     """A run that fails leaves all outputs as they are, and makes none."""
     for name in ("cert", "both"):
-        (out / name).write_text("old")
+        (out / name).write_text(OLD)
     outputs = [word for option, part in OPTIONS.items() for word in (option, out / part)]
     [host] = names()
     before = content(out)
@@ -242,3 +488,10 @@ def test_untouched_by_a_failure(letsacme, basics, names, pebble, out):
     assert result.status == 1
     assert re.search("^E: .*%s: " % host, result.err, re.M)
     assert content(out) == before
+
+
+def test_other_line_ends(run, check, out):
+    """Blank lines and carriage returns between certificates are no reason to refuse a file."""
+    (out / "both").write_text("\r\n\n" + OLD.replace("\n", "\r\n") + "\n \n" + OLD, newline="")
+    result = run({"--fullchain-file": out / "both"})
+    check(out / "both", result)

@@ -12,31 +12,18 @@ import tempfile
 from pathlib import Path
 from urllib.parse import unquote
 
+import pki
 import pytest
-import scripted_ca
 import support
-from cryptography import x509
+import trials
+from faults import problem
+from pki import check_chain
+from servers import NGINX_HEAD, Pebble, Server, free_port
 
-trial = scripted_ca.trial
 FETCH = "letsacme cannot fetch the file"  # a remedy of README.md
 README = (support.TOP / "README.md").read_text(encoding="utf-8")
 # Set up like any server, save that it is not alone on the machine; BLOCK is what README.md shows.
-NGINX = """
-daemon off;
-pid FOLDER/nginx.pid;
-error_log FOLDER/error.log;
-events { }
-http {
-    access_log FOLDER/access.log;
-    client_body_temp_path FOLDER/temp;
-    proxy_temp_path FOLDER/temp;
-    fastcgi_temp_path FOLDER/temp;
-    uwsgi_temp_path FOLDER/temp;
-    scgi_temp_path FOLDER/temp;
-    server_names_hash_bucket_size 128;
-    BLOCK
-}
-"""
+NGINX = NGINX_HEAD.format(folder="FOLDER") + "server_names_hash_bucket_size 128;\nBLOCK\n}\n"
 NGINX_SERVER = "server { listen 127.0.0.1:PORT; root FOLDER/www/example.org; BLOCK }"
 APACHE = """
 ServerRoot FOLDER
@@ -45,12 +32,7 @@ PidFile FOLDER/apache.pid
 ErrorLog FOLDER/error.log
 DefaultRuntimeDir FOLDER
 Listen 127.0.0.1:PORT
-LoadModule mpm_event_module MODULES/mod_mpm_event.so
-LoadModule authz_core_module MODULES/mod_authz_core.so
-LoadModule alias_module MODULES/mod_alias.so
-LoadModule dir_module MODULES/mod_dir.so
-LoadModule rewrite_module MODULES/mod_rewrite.so
-LoadModule ssl_module MODULES/mod_ssl.so
+MODULES
 DocumentRoot FOLDER/www/example.org
 <Directory FOLDER/www>
     AllowOverride All
@@ -59,14 +41,12 @@ BLOCK
 """
 APACHE_LANDING = """
 <VirtualHost *:PORT>
-    ServerName example.org
-    DocumentRoot FOLDER/www/example.org
-</VirtualHost>
-<VirtualHost *:PORT>
-    ServerName challenge.example.org
-    DocumentRoot FOLDER/www/challenge.example.org
+    ServerName NAME
+    DocumentRoot FOLDER/www/NAME
 </VirtualHost>
 """
+APACHE_LANDING = APACHE_LANDING.replace("NAME", "example.org") + APACHE_LANDING.replace(
+    "NAME", "challenge.example.org")
 CADDY = "{\n    admin off\n    default_bind 127.0.0.1\n}\nBLOCK"
 LIGHTTPD = """
 server.port = PORT
@@ -148,7 +128,9 @@ class Site:
         """Starts a web server with a configuration made of a template and a block of README.md."""
         modules = support.TOOLS / "usr/lib/apache2/modules"
         modules = modules if modules.exists() else Path("/usr/lib/apache2/modules")
-        text = self.fill(template.replace("BLOCK", text), port).replace("MODULES", str(modules))
+        load = "".join("LoadModule %s_module %s/mod_%s.so\n" % (name, modules, name) for name in (
+            "mpm_event", "authz_core", "alias", "dir", "rewrite", "ssl"))
+        text = self.fill(template.replace("BLOCK", text), port).replace("MODULES", load)
         if os.geteuid() == 0:
             text = {"nginx": "user nobody nogroup;\n",
                     "apache2": "User nobody\nGroup nogroup\n"}.get(program, "") + text
@@ -160,7 +142,7 @@ class Site:
                      "lighttpd": ["-D", "-f", config]}[program]
         env = support.tools_env(HOME=str(self.folder), XDG_DATA_HOME=str(self.folder))
         self.stop()
-        self.server = support.Server([support.tool(program), *arguments],
+        self.server = Server([support.tool(program), *arguments],
                                      [port or self.port], self.folder / "server.log", env)
 
     def stop(self):
@@ -184,7 +166,7 @@ class Site:
 @pytest.fixture(scope="module")
 def ca(tmp_path_factory):
     """A Pebble that looks for challenge files on a port that is still free."""
-    pebble = support.Pebble(tmp_path_factory.mktemp("pebble"), support.free_port())
+    pebble = Pebble(tmp_path_factory.mktemp("pebble"), free_port())
     yield pebble
     pebble.stop()
 
@@ -208,7 +190,7 @@ def issue(site, account, csr, key):
         options = {"ca": site.ca, **options}
         result = site.letsacme("--account-key", account, "--csr", request, *args, **options)
         if result.status == 0 and result.out:
-            support.check_chain(result.out, site.names, key(), site.ca.root)
+            check_chain(result.out, site.names, key(), site.ca.root)
         return result
     return run
 
@@ -274,7 +256,7 @@ def test_tls(site, issue, key, program, template, language, mark):
     site.serve_root()
     assert issue("--config-json", site.roots(), "--fullchain-file", fullchain).status == 0
     shutil.copy(key(), site.folder / "domain.key")
-    port = support.free_port()
+    port = free_port()
     site.serve(program, template, block(language, mark), port)
     trust = ssl.create_default_context(cafile=str(site.ca.root))
     for name in site.names:
@@ -303,56 +285,84 @@ def test_keys_and_requests(site, tmp_path):
         subprocess.run(["sh", "-ec", text.replace("example.org", site.name)], check=True, env=env,
                        cwd=tmp_path, stderr=subprocess.DEVNULL)
         if "domain.csr" in text:
-            request = x509.load_pem_x509_csr((tmp_path / "domain.csr").read_bytes())
-            assert support.names_of(request) == set(site.names)
+            request = pki.x509.load_pem_x509_csr((tmp_path / "domain.csr").read_bytes())
+            assert pki.names_of(request) == set(site.names)
             result = site.letsacme("--account-key", "account.key", "--csr", "domain.csr",
                                    "--config-json", site.roots(), ca=site.ca, cwd=tmp_path)
             assert result.status == 0, result.err
-            support.check_chain(result.out, site.names, tmp_path / "domain.key", site.ca.root)
+            check_chain(result.out, site.names, tmp_path / "domain.key", site.ca.root)
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.glob("*.key")}
     assert modes == {"account.key": 0o600, "domain.key": 0o600}
 
 
-def test_get_a_certificate(site, account, csr, key, tmp_path):
-    """Step 4: every command line, and that at the top, which then has nothing to do."""
+def run_as_shown(site, line, folder):
+    """Runs a command line of README.md, a dry run with the same CA, and judges what it gives."""
+    line = [site.fill(word) for word in line]
+    options = {"ca": site.ca}
+    if "--test" in line:
+        line += ["--check-port", str(site.port)]
+        options = {"constants": {"LETS_ENCRYPT_STAGING": site.ca.directory},
+                   "env": {"SSL_CERT_FILE": str(site.ca.ca_file)}}
+    result = site.letsacme(*line, cwd=folder, **options)
+    assert result.status == (3 if "--renew" in line else 0), (line, result.err)
+    assert bool(result.out) == ("--test" in line or "--fullchain-file" not in line
+                                and "config.json" != line[1]), line
+    for text in [result.out] * (result.out != "") + [
+            path.read_text() for path in folder.glob("fullchain.crt")]:
+        check_chain(text, site.names, folder / "domain.key", site.ca.root)
+
+
+@pytest.mark.core
+def test_in_short(site, tmp_path):
+    """From nothing to a certificate, with the commands as they stand; that at the top comes next,
+    which then has nothing to do; and then those of step 4."""
     site.serve_root()
-    shutil.copy(csr(site.names), tmp_path / "domain.csr")
-    shutil.copy(site.roots(), tmp_path / "config.json")
+    [text] = below("In short", "sh")
+    made, runs = re.match(r"((?:.*\n)*?)((?:python3 letsacme\.py.*\n)+)\Z", text).groups()
+    subprocess.run(["sh", "-ec", site.fill(made)], check=True, cwd=tmp_path,
+                   env=dict(os.environ, PATH=support.script_path()), stderr=subprocess.DEVNULL)
+    first, second = commands(runs)
+    run_as_shown(site, first, tmp_path)
+    assert not (tmp_path / "fullchain.crt").exists()
+    run_as_shown(site, second, tmp_path)
+    assert (tmp_path / "fullchain.crt").exists()
+    [top] = commands("".join(below("letsacme", "sh")))
+    run_as_shown(site, top, tmp_path)
+
+
+def test_get_a_certificate(site, account, csr, key, tmp_path):
+    """Step 4: every command line."""
+    site.serve_root()
+    folder = tmp_path / "letsacme"
+    folder.mkdir()
+    for source, name in ((account, "account.key"), (key(), "domain.key"),
+                         (csr(site.names), "domain.csr"), (site.roots(), "config.json")):
+        shutil.copy(source, folder / name)
     challenges = site.root / ".well-known/acme-challenge"
     challenges.mkdir(parents=True)
-    [full] = below("4.", "json")
-    (tmp_path / "full.json").write_text(site.fill(full))
-    lines = commands("".join(below("4.", "sh"))) + commands("".join(below("letsacme", "sh")))
-    assert len(lines) == 7
+    lines = commands("".join(below("4.", "sh")))
+    assert len(lines) == 3
     for line in lines:
-        line = [site.fill(word.replace("/var/www/challenges", str(challenges))) for word in line]
-        options = {"ca": site.ca}
-        if "--test" in line:
-            line += ["--check-port", str(site.port)]
-            options = {"constants": {"LETS_ENCRYPT_STAGING": site.ca.directory},
-                       "env": {"SSL_CERT_FILE": str(site.ca.ca_file)}}
-        result = site.letsacme(*line, cwd=tmp_path, **options)
-        assert result.status == (3 if "--renew" in line else 0), (line, result.err)
-        for text in [result.out] * (result.out != "") + [
-                path.read_text() for path in tmp_path.glob("fullchain.crt")]:
-            support.check_chain(text, site.names, key(), site.ca.root)
+        run_as_shown(site, [word.replace("/var/www/challenges", str(challenges)) for word in line],
+                     folder)
 
 
 def test_configuration_keys(letsacme):
-    """The table of the configuration has a key for each option of -h, and each is accepted."""
-    keys = {key for row in rows("Key") for key in quoted(row[0])} - {'"example.org"', "_"}
-    options = re.findall(r"^  (?:-h, )?--([a-z-]+)", letsacme("-h").out, re.M)
-    wanted = {"".join(part.upper() if part in ("csr", "ca") else part.title()
-                      for part in option.split("-"))
-              for option in options if option not in ("help", "version", "config-json")}
-    assert keys == wanted | {"DocumentRoot"}
+    """Each option of -h can be a key, written as README.md says; so can the keys named there."""
+    options = re.findall(r"^  --([a-z-]+)", letsacme("-h").out, re.M)
+    keys = {"".join(part.upper() if part in ("csr", "ca") else part.title()
+                    for part in option.split("-")) for option in options} - {"ConfigJson"}
+    [told] = re.findall(r"^\*\*In the configuration\*\*((?:.+\n)+)", README, re.M)
+    named = {word for word in quoted(told) if re.fullmatch("[A-Z][A-Za-z]+", word)}
+    assert named - keys == {"DocumentRoot"}
     flags = {"NoChain", "NoCert", "Force", "DisableCheck", "Renew", "Quiet", "Test"}
-    given = {name: name in flags or "7" for name in keys}
-    result = letsacme("--config-json", json.dumps({**given, "_comment": 1, "example.org": {}}))
-    assert "--config-json" not in result.err, result.err
-    for wrong in ('{"NoSuchKey": "7"}', '{"Renew": maybe}'):
-        assert leads_to(letsacme("--config-json", wrong), "A typing error", status=2)
-    assert leads_to(letsacme("--no-such-option"), "A typing error", status=2)
+    given = {name: name in flags or "77" for name in keys | named}
+    given.update(Contact=["a@example.org", "b@example.org"], _comment=1)
+    result = letsacme("--config-json", json.dumps({**given, "example.org": {"AcmeDir": "."}}))
+    assert result.status == 1 and "E: 77: No such file" in result.err, result.err
+    for wrong in ('{"NoSuchKey": "7"}', '{"Renew": maybe}', '{"Renew": "7"}',
+                  '{"example.org": {}}'):
+        assert letsacme("--config-json", wrong).status == 2
 
 
 # --- shell, cron, systemd ------------------------------------------------------------------------
@@ -411,7 +421,8 @@ print(json.dumps({"module": "SSL", "func": "install_ssl", "apiversion": 3, "resu
 
 
 def test_cpanel(site, account, csr, key, tmp_path):
-    """The recipe installs what was renewed, once, and tries again what was not installed."""
+    """The recipe installs what was renewed, once, tries again what was not installed, and says in
+    a line what is wrong."""
     site.serve_root()
     folder, programs = tmp_path / "letsacme", tmp_path / "bin"
     folder.mkdir()
@@ -439,6 +450,27 @@ def test_cpanel(site, account, csr, key, tmp_path):
         calls = (folder / "calls").read_text().splitlines()
         return calls, done.stdout + done.stderr
 
+    def install(*words):
+        """What the installer says, when run by hand."""
+        return subprocess.run(["python3", "install.py", *words], env=env, capture_output=True,
+                              text=True, cwd=folder).stderr
+
+    # What may go wrong: no argument, no certificate yet, no uapi, one that fails without a word.
+    (folder / "calls").touch()
+    assert "python3 install.py DOMAIN" in install()
+    assert install(site.name) == "install.py: signed.crt: No such file or directory\n"
+    config_json = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config_json.replace(str(site.root), "/none"))
+    calls, said = renew()
+    assert not calls and said.startswith("E: ") and "/none" in said and said.count("\n") == 1
+    (folder / "config.json").write_text(config_json)
+    (programs / "uapi").write_text("#!/bin/sh\nexit 1\n")
+    assert renew()[1] == "install.py: uapi did not answer as it should\n"
+    (programs / "uapi").unlink()
+    assert renew()[1] == "install.py: uapi: No such file or directory\n"
+    (programs / "uapi").write_text(UAPI % sys.executable)
+    (programs / "uapi").chmod(0o755)
+
     (folder / "broken").touch()
     calls, said = renew()
     assert len(calls) == 1 and said == "uapi: The key does not fit.\n", said
@@ -451,7 +483,7 @@ def test_cpanel(site, account, csr, key, tmp_path):
     values = dict(word.split("=", 1) for word in words[3:])
     assert re.fullmatch("[A-Za-z0-9%._-]+", "".join(values.values()))
     values = {name: unquote(value) for name, value in values.items()}
-    support.check_chain(values["cert"] + values["cabundle"], site.names, key(), site.ca.root)
+    check_chain(values["cert"] + values["cabundle"], site.names, key(), site.ca.root)
     assert values == {"domain": site.name, "key": key().read_text(),
                       "cert": (folder / "signed.crt").read_text(),
                       "cabundle": (folder / "chain.crt").read_text()}
@@ -475,7 +507,7 @@ def test_port_closed(site, issue):
 def test_redirected_to_closed_https(site, issue):
     """A first attempt where all is redirected to https, and nothing answers there."""
     site.serve("nginx", NGINX.replace("BLOCK", NGINX_SERVER),
-               "return 301 https://$host:%d$request_uri;" % support.free_port())
+               "return 301 https://$host:%d$request_uri;" % free_port())
     assert leads_to(issue("--config-json", site.roots()), FETCH, "Port 80 is closed")
 
 
@@ -512,27 +544,23 @@ def test_directory_not_writable(site, issue):
 
 def wrong_files(key, csr, account, tmp_path):
     """Options with a wrong file or none, and the remedy for each."""
-    ours, good = csr(["example.org"], key=account), csr(["example.org"])
-    (tmp_path / "public.key").write_bytes(subprocess.run(
-        ["openssl", "pkey", "-in", account, "-pubout"], check=True, capture_output=True).stdout)
-    wildcard, nameless = csr(["*.example.org"]), csr([], cn="nobody")
-    unreadable = "Step 1 makes a good one"
+    good = csr(["example.org"])
+    (tmp_path / "public.key").write_bytes(pki.public_pem(account))
+    (tmp_path / "config").write_text("{}")
+    wrong, nowhere = "Steps 1 and 2 make good ones", "Paths are relative to where"
     at = ["--acme-dir", tmp_path]
     return [
-        ([key("encrypted"), good, *at], unreadable),
-        ([good, good, *at], unreadable),
-        ([tmp_path / "public.key", good, *at], unreadable),
-        ([tmp_path / "missing", good, *at], unreadable),
-        ([key("p521"), good, *at], "no other kinds of account key"),
-        ([account, ours, *at], "The site needs a key of its own"),
-        ([account, account, *at], "is not a CSR: step 2"),
-        ([account, nameless, *at], "The CSR names nothing"),
-        ([account, wildcard, *at], "The CSR names nothing"),
+        ([key("encrypted"), good, *at], wrong),
+        ([good, good, *at], wrong),
+        ([tmp_path / "public.key", good, *at], wrong),
+        ([account, account, *at], wrong),
+        (["no.key", good, *at], nowhere),
+        ([account, "no.csr", *at], nowhere),
+        ([account, good, "--acme-dir", tmp_path / "none"], "or its directory does not exist"),
         ([account, good], "The name has no entry"),
-        ([account, good, *at, "--cert-file", tmp_path / "x", "--chain-file", tmp_path / "x"],
-         "by mistake"),
-        ([account, good, *at, "--cert-file", key()], "by mistake"),
-        ([account, good, *at, "--cert-file", tmp_path / "none/cert"], "or at least the file"),
+        ([account, good, *at, "--cert-file", key()], "An output has the path of another file"),
+        ([account, good, *at, "--cert-file", tmp_path / "config"],
+         "An output has the path of another file"),
     ]
 
 
@@ -540,6 +568,40 @@ def test_wrong_files(letsacme, key, csr, account, tmp_path):
     """First attempts with the wrong files."""
     for (account_key, request, *more), remedy in wrong_files(key, csr, account, tmp_path):
         assert leads_to(letsacme("--account-key", account_key, "--csr", request, *more), remedy)
+    result = letsacme("--config-json", "config.json")
+    assert leads_to(result, "Paths are relative to where", status=2)
+    result = letsacme("--account-key", account, "--csr", csr(["example.org"]), "--acme-dir",
+                      tmp_path, env={"PATH": str(tmp_path)})
+    assert leads_to(result, "have `PATH` find it")
+
+
+def test_python_is_too_old():
+    """Whatever Python is older than 3.6 does not know this; those that know it are tested."""
+    source = support.SCRIPT.read_text(encoding="utf-8")
+    assert "f'" in source and leads_to(support.Result(1, "", "SyntaxError"), "Python is older")
+
+
+def test_the_disk_is_full(trial):
+    """There is no room for the outputs."""
+    disk = trial.site / "disk"
+    disk.mkdir()
+    script = 'mount -t tmpfs -o size=4k none "$1" && echo > "$1/x" && shift && "$@"'
+    result = trial.fails(None, args={"--cert-file": disk / "cert.pem", "--chain-file": None},
+                         wrapper=[*trials.OWN_MOUNTS, *support.shell(script, disk)])
+    assert leads_to(result, "The disk is full")
+
+
+def test_look_by_hand(site):
+    """The command with which a challenge directory can be looked at."""
+    site.serve_root()
+    directory = site.root / ".well-known/acme-challenge"
+    directory.mkdir(parents=True)
+    text = site.fill(block("sh", "DIR")).replace("DIR", str(directory)).replace(
+        "curl -L", "curl -s -L --resolve %s:%d:127.0.0.1" % (site.name, site.port))
+    done = subprocess.run(["sh", "-ec", text], capture_output=True, text=True,
+                          env=support.tools_env(PATH=support.search_path(
+                              support.TOOLS / "usr/bin", os.environ["PATH"])))
+    assert (done.stdout, done.stderr) == ("ok\n", "") and not list(directory.iterdir())
 
 
 def test_refused_by_the_ca(site, issue, pebbles):
@@ -548,17 +610,43 @@ def test_refused_by_the_ca(site, issue, pebbles):
     assert leads_to(issue(*roots, env={"SSL_CERT_FILE": None}), "Install `ca-certificates`")
     picky = pebbles(externalAccountBindingRequired=True)
     assert leads_to(issue(*roots, ca=picky), "The CA hands out a pair")
-    assert leads_to(issue(*roots, "--profile", "none"), "the message lists those")
-    closed = "https://localhost:%d/dir" % support.free_port()
+    pair = ("--eab-kid", "kid-0", "--eab-hmac-key", "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0")
+    result = issue(*roots, *pair, ca=picky)
+    assert "Registering account...\nE: " in result.err
+    assert leads_to(result, "The CA refuses the account")
+    assert leads_to(issue(*roots, "--profile", "none"), "The CA has no such profile")
+    closed = "https://localhost:%d/dir" % free_port()
     assert leads_to(issue(*roots, "--ca", closed, ca=None, scale=0.01), "The CA is down")
+    trust = {"SSL_CERT_FILE": str(site.ca.ca_file)}
+    for wrong in (site.ca.directory + "ectory", "acme-v02.api.letsencrypt.org"):
+        assert leads_to(issue(*roots, "--ca", wrong, ca=None, env=trust), "`--ca` is mistyped")
 
 
-@pytest.mark.parametrize("kind, remedy", [
-    ("rateLimited", "Use `--test` for trials"), ("caa", "A CAA record"),
-    ("userActionRequired", "agree to new terms"), ("badCSR", "The CA wants another kind"),
-    ("accountDoesNotExist", "The CA has closed the account")])
-def test_refused_by_a_scripted_ca(trial, kind, remedy):
-    """What Pebble does not refuse of itself."""
-    refusal = scripted_ca.problem(kind, 429 if kind == "rateLimited" else 403,
-                                  headers={"Retry-After": "36000"})
+@pytest.mark.parametrize("kind, remedy, detail", [
+    ("rateLimited", "Wait as long as it says", "too many certificates already issued"),
+    ("caa", "A CAA record", "CAA record for example.org prevents issuance"),
+    ("caa", "mostly DNSSEC is broken", "DNS problem: SERVFAIL looking up CAA for example.org"),
+    ("userActionRequired", "Agree to the new terms", "Terms of service have changed"),
+    ("badCSR", "no address as common name", "CSR contains IP address in Common Name"),
+    ("rejectedIdentifier", "for an address only with", "Profile does not permit ip identifiers"),
+    ("malformed", "Let's Encrypt takes 25 names", "Order cannot contain more than 25 identifiers"),
+    ("unauthorized", "some are shut out", "During secondary validation: Invalid response: 403"),
+    ("accountDoesNotExist", "The CA has closed the account", "Account is not valid")])
+def test_refused_by_a_scripted_ca(trial, kind, remedy, detail):
+    """What Pebble does not refuse of itself; the details are Let's Encrypt's."""
+    refusal = problem(kind, 429 if kind == "rateLimited" else 403, {"Retry-After": "36000"},
+                      detail=detail)
     assert leads_to(trial.fails({"newOrder": refusal}), remedy)
+
+
+def test_remedies_are_for_what_is_said():
+    """Each message of the tables is one of letsacme.py's own, of the system's or of a CA's."""
+    source = support.SCRIPT.read_text(encoding="utf-8")
+    others = re.compile("error:[a-zA-Z]+|During secondary validation|cannot contain more than|"
+                        "SERVFAIL|SyntaxError|No such file or directory|Permission denied|E:|"
+                        "No space left on device|certificate verify failed|Connection refused|"
+                        "timed out|Name or service not known|name resolution")
+    for row in rows("Message") + rows("Reason at the end"):
+        for fragment in quoted(row[0]):
+            fragment = re.sub("PEM$|CERTIFICATE REQUEST in PEM| [0-9]+$", "", fragment)
+            assert fragment in source or others.fullmatch(fragment), fragment

@@ -3,7 +3,6 @@ import base64
 import datetime
 import json
 import re
-import subprocess
 from email.utils import parsedate_to_datetime
 
 import pytest
@@ -11,7 +10,8 @@ import support
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from scripted_ca import MISSING, Issuer, ScriptedCA, ari_id, pem, problem, put, replace
+from scripted_ca import (MISSING, Issuer, ScriptedCA, ari_id, common_name, pem, problem, put,
+                         replace)
 
 DAY = datetime.timedelta(days=1)
 INFO = ["GET /dir", "GET /draft-ietf-acme-ari-03/renewalInfo/"]
@@ -22,18 +22,20 @@ def now():
     return datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
 
 
-def made_up(names, key, start, end, serial=None, authority=b"authority"):
-    """A certificate in PEM that no CA has issued, for the public key of a private key's file."""
-    signer = ec.derive_private_key(1, ec.SECP256R1())
-    issuer = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "made up")])
+def made_up(names, key, days, serial=None, authority=(b"authority", None, None), subject=""):
+    """A certificate in PEM that no CA has issued, for the public key of a private key's file.
+
+    days say from when, in days from now, until when it is valid; authority is what it tells of its
+    issuer, whose name is "made up".
+    """
     builder = x509.CertificateBuilder(
-        issuer, x509.Name([]), support.load_key(key).public_key(),
-        serial or x509.random_serial_number(), start, end)
+        common_name("made up"), common_name(subject), support.load_key(key).public_key(),
+        serial or x509.random_serial_number(), *[now() + each * DAY for each in days])
     builder = builder.add_extension(
-        x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), True)
+        x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), not subject)
     if authority:
-        builder = builder.add_extension(x509.AuthorityKeyIdentifier(authority, None, None), False)
-    made = builder.sign(signer, hashes.SHA256())
+        builder = builder.add_extension(x509.AuthorityKeyIdentifier(*authority), False)
+    made = builder.sign(ec.derive_private_key(1, ec.SECP256R1()), hashes.SHA256())
     return made.public_bytes(serialization.Encoding.PEM).decode()
 
 
@@ -83,6 +85,12 @@ def site(letsacme, basics, names, pebbles):
 
 # --- when it acts ---------------------------------------------------------------------------------
 
+def states(folder):
+    """What changes if a file of a folder is written or replaced (hosts is support's)."""
+    found = {path: path.stat() for path in folder.rglob("*") if path.name != "hosts"}
+    return {path: (state.st_ino, state.st_mtime_ns) for path, state in found.items()}
+
+
 @pytest.mark.core
 def test_first_run_and_second(site, nginx, key):
     """Without a certificate it gets one; then it does nothing, and says so by exit status 3."""
@@ -90,7 +98,7 @@ def test_first_run_and_second(site, nginx, key):
     for host in site.hosts:
         (nginx.root(host) / ".well-known/acme-challenge").rmdir()
         (nginx.root(host) / ".well-known").rmdir()
-    before = {path: path.stat() for path in site.letsacme.folder.rglob("*")}
+    before = states(site.letsacme.folder)
     result = site.renew()
     assert (result.status, result.out) == (3, "")
     assert now() + 50 * DAY < moment_in(result.err) < now() + 70 * DAY
@@ -98,10 +106,7 @@ def test_first_run_and_second(site, nginx, key):
     assert not any(list(nginx.root(host).iterdir()) for host in site.hosts)
     result = site.renew("--quiet")
     assert (result.status, result.out, result.err) == (3, "", "")
-    after = {path: path.stat() for path in site.letsacme.folder.rglob("*")}
-    for path, old in before.items():
-        assert (after[path].st_ino, after[path].st_mtime_ns) == (old.st_ino, old.st_mtime_ns)
-    assert after.keys() == before.keys()
+    assert states(site.letsacme.folder) == before
 
 
 @pytest.mark.core
@@ -138,26 +143,33 @@ def test_more_names_than_asked(site, csr):
 
 
 OLD_FILES = {
-    "empty": lambda pem, expired: "",
-    "text": lambda pem, expired: "no certificate at all\n",
-    "half": lambda pem, expired: pem[:pem.index("-----END") // 2],
-    "chain cut off": lambda pem, expired: pem[:-100],
-    "garbled": lambda pem, expired: pem.replace("\n", "\n+", 5),
-    "no base64": lambda pem, expired: pem[:100] + "*" + pem[101:],
-    "broken DER": lambda pem, expired: re.sub(r"(?s)(BEGIN.*?\n.*?\n)", r"\1" + "A" * 64, pem,
-                                              count=1),
-    "expired": lambda pem, expired: expired,
+    "empty": lambda pem: "",
+    "garbled": lambda pem: pem.replace("\n", "\n+", 5),
+    "no base64": lambda pem: pem[:100] + "*" + pem[101:],
+    "broken DER": lambda pem: re.sub(r"(?s)(BEGIN.*?\n.*?\n)", r"\1" + "A" * 64, pem, count=1),
 }
 
 
 @pytest.mark.parametrize("spoil", OLD_FILES.values(), ids=OLD_FILES)
 def test_useless_old_certificate(spoil, site, key):
-    """An old certificate that is expired, or cannot be read, is simply replaced."""
-    expired = made_up(site.hosts, key(), now() - 90 * DAY, now() - DAY)
-    site.file.write_text(spoil(site.issue(), expired))
+    """An old certificate that cannot be read is simply replaced."""
+    site.file.write_text(spoil(site.issue()))
     result = site.renew()
     assert result.status == 0, result.err
     support.check_chain(site.file.read_text(), site.hosts, key(), site.pebble.root)
+
+
+@pytest.mark.parametrize("days, subject", [
+    pytest.param((-1, 3650), "made up", marks=pytest.mark.core), ((-90, -1), ""),
+    ((-90, -0.001), "")], ids=["self-signed", "expired", "expired just now"])
+def test_the_ca_is_not_asked(days, subject, site, key, tmp_path):
+    """What a web server was started with, or what has expired, is due, whatever its dates are.
+
+    Nothing depends on what the CA has to say about it, and the order says nothing of it.
+    """
+    site.file.write_text(made_up(site.hosts, key(), days, subject=subject))
+    asked, told = identifiers_of(site, tmp_path, problem("serverInternal", 500))
+    assert (asked, told) == ([], [])
 
 
 def test_dry_run_of_a_renewal(site, key):
@@ -175,23 +187,32 @@ def test_dry_run_of_a_renewal(site, key):
 
 @pytest.mark.parametrize("start, end, due", [
     pytest.param(10, 20, False, marks=pytest.mark.core), (-1, 3, None),
-    pytest.param(-3, 1, True, marks=pytest.mark.core), (-9, -5, True), (1000, 2000, False)])
+    pytest.param(-3, 1, True, marks=pytest.mark.core), (-9, -5, True), (1000, 2000, False),
+    (-1, 2000, None)])
 def test_window(start, end, due, site):
-    """The moment lies in the first half of the CA's window, and is the same at each look."""
+    """The moment is a point of the first half of the CA's window that the certificate decides.
+
+    It is the same at each look, and in each version of the script; a window that is far ahead, or
+    far too long, leaves the last tenth of the lifetime for renewing.
+    """
     site.issue()
     window = (now() + start * DAY, now() + end * DAY)
     site.set_window(window)
-    first, second = site.renew(), None
-    if first.status == 3:
-        assert site.served == INFO
-        moment = moment_in(first.err)
-        [leaf, *_] = support.load_chain(site.file.read_text())
-        latest = min(window[0] + (window[1] - window[0]) / 2, leaf.not_valid_after_utc)
-        assert min(window[0], latest) <= moment <= latest
-        second = site.renew()
-        assert (second.status, moment_in(second.err)) == (3, moment)
-    assert due is None or first.status == (0 if due else 3), first.err
-    assert "W:" not in first.err
+    [leaf, *_] = support.load_chain(site.file.read_text())
+    share = int(leaf.fingerprint(hashes.SHA256()).hex()[:8], 16) / 2 ** 32
+    tenth = (leaf.not_valid_after_utc - leaf.not_valid_before_utc) / 10
+    wanted = min(window[0] + share * (window[1] - window[0]) / 2, leaf.not_valid_after_utc - tenth)
+    result = site.renew()
+    assert abs(moment_in(result.err) - wanted) <= datetime.timedelta(seconds=2)
+    assert result.status == (0 if wanted < now() else 3) and due in (None, not result.status)
+    assert "W:" not in result.err
+
+
+def test_a_tenth_is_left(site, key, tmp_path):
+    """However far ahead the CA's window is."""
+    site.file.write_text(made_up(site.hosts, key(), (-82, 8)))
+    asked, told = identifiers_of(site, tmp_path, window=(now() + 100 * DAY, now() + 200 * DAY))
+    assert asked == told != []
 
 
 @pytest.mark.parametrize("form", ["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dt%H:%M:%Sz",
@@ -223,6 +244,9 @@ def by_lifetime(result, certificate, warned):
     '{"suggestedWindow": {"start": "2020-01-01", "end": "2020-01-02"}}',
     '{"suggestedWindow": {"start": "2020-13-01T00:00:00Z", "end": "2020-14-01T00:00:00Z"}}',
     '{"suggestedWindow": {"start": "2020-01-01T00:00:00Z", "end": "soon"}}',
+    '{"suggestedWindow": {"start": "2020-01-01T00:00:00+01:00", "end": "2020-01-02T00:00:00Z"}}',
+    '{"suggestedWindow": {"start": "2020-01-01T00:00:00Z", "end": "2020-01-02T00:00:00-08:00"}}',
+    '{"suggestedWindow": {"start": "2020-01-01T00:00:00", "end": "2020-01-02T00:00:00"}}',
 ], ids=str)
 def test_odd_information(answer, site):
     """Renewal information that makes no sense is as good as none, and is warned of."""
@@ -236,7 +260,7 @@ def test_odd_information(answer, site):
 
 def test_unknown_certificate(site, key):
     """A certificate that Pebble does not know (404) goes by its lifetime, with a warning."""
-    old = made_up(site.hosts, key(), now() - 9 * DAY, now() + 81 * DAY)
+    old = made_up(site.hosts, key(), (-9, 81))
     site.file.write_text(old)
     by_lifetime(site.renew(), support.load_chain(old)[0], True)
     assert site.served == INFO
@@ -250,16 +274,20 @@ def test_unknown_certificate(site, key):
     ids=["500", "no JSON", "429", "none"])
 def test_faults_of_information(script, warned, site, key, tmp_path):
     """A CA that has no renewal information, or cannot give it, leaves the rule by lifetime."""
-    old = made_up(site.hosts, key(), now() - 9 * DAY, now() + 81 * DAY)
+    old = made_up(site.hosts, key(), (-9, 81))
     site.file.write_text(old)
     with ScriptedCA(tmp_path / "ca", script) as ca:
         by_lifetime(site.renew(ca=ca, scale=0.01), support.load_chain(old)[0], warned)
         assert set(ca.requests) <= {"directory", "renewalInfo"}
 
 
-def test_no_key_identifier(site, key):
+@pytest.mark.parametrize("authority", [
+    None, (None, None, None), (b"", None, None),
+    (None, [x509.DirectoryName(common_name("x"))], 5)],
+    ids=["none", "empty", "of no bytes", "by name"])
+def test_no_key_identifier(authority, site, key):
     """A certificate without an authority key identifier has no name in renewal information."""
-    old = made_up(site.hosts, key(), now() - 9 * DAY, now() + 81 * DAY, authority=None)
+    old = made_up(site.hosts, key(), (-9, 81), authority=authority)
     site.file.write_text(old)
     by_lifetime(site.renew(), support.load_chain(old)[0], False)
     assert site.served == INFO[:1]
@@ -275,46 +303,6 @@ def test_months_pass(site):
     assert site.file.read_text() != old
 
 
-SPREAD = """
-import os, sys
-sys.path.insert(0, sys.argv[1])
-import letsacme
-
-class CA(object):
-    def resource(self, name):
-        return "https://ca.example/" + name
-
-    def ask(self, url, **_):
-        return {"suggestedWindow": {"start": sys.argv[4], "end": sys.argv[5]}}
-
-csr = letsacme.read_csr(sys.argv[2])
-for name in os.listdir(sys.argv[3]):
-    path = os.path.join(sys.argv[3], name)
-    assert not letsacme.is_due(CA(), letsacme.read_old(path), csr, [path])
-"""
-
-
-def test_spread_over_the_window(site, key, csr, tmp_path):
-    """The moments of 1,000 certificates are spread evenly over the window's first half.
-
-    One process looks at all of them, with the CA's answer put before it: a thousand runs take long.
-    """
-    folder = tmp_path / "certificates"
-    folder.mkdir()
-    for serial in range(1, 1001):
-        (folder / ("%d.pem" % serial)).write_text(made_up(
-            site.hosts, key(), now() - 9 * DAY, now() + 81 * DAY, serial))
-    start, half = now() + 10 * DAY, 10 * DAY
-    window = [each.strftime("%Y-%m-%dT%H:%M:%SZ") for each in (start, start + 2 * half)]
-    run = subprocess.run(
-        [*support.interpreter().command, "-c", SPREAD, support.TOP, csr(site.hosts), folder,
-         *window], capture_output=True, text=True, check=True, timeout=100)
-    points = sorted((moment_in(line) - start) / half for line in run.stderr.splitlines())
-    assert len(points) == 1000 and 0 <= points[0] and points[-1] <= 1
-    # Kolmogorov and Smirnov: an even spread strays further than this once in 1,000,000 runs.
-    assert max(abs(point - n / 1000) for n, point in enumerate(points)) < 0.086
-
-
 # --- the rule by lifetime -------------------------------------------------------------------------
 
 @pytest.mark.parametrize("days, age, due", [
@@ -322,16 +310,14 @@ def test_spread_over_the_window(site, key, csr, tmp_path):
     (6, 2.9, False), (6, 3.1, True), (10.1, 6.6, False), (9.9, 5.1, True)])
 def test_lifetime(days, age, due, site, key):
     """A third of the lifetime is left, or half of less than ten days (Pebble knows it not)."""
-    start = now() - age * DAY
-    site.file.write_text(made_up(site.hosts, key(), start, start + days * DAY))
+    site.file.write_text(made_up(site.hosts, key(), (-age, days - age)))
     result = site.renew()
     assert result.status == (0 if due else 3), result.err
 
 
 def test_far_future(site, key):
     """A certificate of a private CA may live longer than two digits of a year can tell."""
-    end = datetime.datetime(2110, 1, 1, tzinfo=datetime.timezone.utc)
-    site.file.write_text(made_up(site.hosts, key(), now() - DAY, end))
+    site.file.write_text(made_up(site.hosts, key(), (-1, 36500)))
     assert site.renew().status == 3
 
 
@@ -358,12 +344,12 @@ def test_replaces(site):
 
 def test_replaces_refused(site, key):
     """A certificate of another CA, or of another account, is replaced without saying so."""
-    site.file.write_text(made_up(site.hosts, key(), now() - 90 * DAY, now() - DAY))
+    site.file.write_text(made_up(site.hosts, key(), (-81, 9)))
     result = site.renew()
     assert result.status == 0, result.err
     assert site.served.count("POST /order-plz") == 2 and "W: " in result.err
     site.set_window((now() - 2 * DAY, now() - DAY))
-    result = site.renew("--account-key", key("p384", "another account"))
+    result = site.renew("--account-key", key("p256", "another account"))
     assert result.status == 0, result.err
     assert site.served.count("POST /order-plz") == 2 and "W: " in result.err
 
@@ -375,8 +361,8 @@ def test_replaces_refused(site, key):
     (2 ** 159 - 1, "01" * 20, None), (2 ** 158, "80" * 32, None), (0xffffffffffffffff, "ff", None)])
 def test_identifier(serial, authority, expected, site, key, tmp_path):
     """The CA is asked for, and told of, the right certificate, whatever bytes its serial has."""
-    site.file.write_text(made_up(site.hosts, key(), now() - 81 * DAY, now() + 9 * DAY, serial,
-                                 bytes.fromhex(authority)))
+    site.file.write_text(made_up(site.hosts, key(), (-81, 9), serial,
+                                 (bytes.fromhex(authority), None, None)))
     expected = expected or ari_id(support.load_chain(site.file.read_text())[0])
     asked, told = identifiers_of(site, tmp_path)
     assert asked == told == [expected]
@@ -385,7 +371,7 @@ def test_identifier(serial, authority, expected, site, key, tmp_path):
 def test_identifier_with_leading_zeros(site, key, tmp_path):
     """A serial number that an odd CA has padded with zero bytes is taken as it is."""
     old = x509.load_pem_x509_certificate(made_up(
-        site.hosts, key(), now() - 81 * DAY, now() + 9 * DAY, 0x12345678, b"\1").encode())
+        site.hosts, key(), (-81, 9), 0x12345678, (b"\1", None, None)).encode())
     der = old.public_bytes(serialization.Encoding.DER)
     padded = der.replace(b"\x02\x04\x12\x34\x56\x78", b"\x02\x04\0\0\x56\x78", 1)
     assert padded != der
@@ -395,19 +381,24 @@ def test_identifier_with_leading_zeros(site, key, tmp_path):
     assert asked == told == ["AQ.AABWeA"]
 
 
-def identifiers_of(site, folder):
-    """The identifiers in the requests of a renewal, of its information and of its orders."""
+def identifiers_of(site, folder, answer=None, window=None):
+    """The identifiers in the requests of a renewal, of its information and of its orders.
+
+    The information is that it is wanted now, unless another answer or window is given.
+    """
     asked, told = [], []
 
     def information(request, reply):
-        """A renewal information that is wanted now."""
+        """Keep what is asked."""
         asked.append(request.id)
+        if answer:
+            answer(request, reply)
 
     def order(request, reply):
         """An order that may say what it replaces."""
         told.extend(filter(None, [request.payload.get("replaces")]))
     with ScriptedCA(folder / "ca", {"renewalInfo": information, "newOrder": order},
-                    window=(now() - 2 * DAY, now() - DAY)) as ca:
+                    window=window or (now() - 2 * DAY, now() - DAY)) as ca:
         result = site.renew("--disable-check", "--acme-dir", ca.challenges, "--config-json", "{}",
                             ca=ca)
     assert result.status == 0, result.err
@@ -422,10 +413,9 @@ def identifiers_of(site, folder):
 def test_failure_at_every_step(resource, site, key, tmp_path):
     """Wherever a renewal fails, every output stays as it was, byte for byte."""
     others = [tmp_path / "cert.pem", tmp_path / "chain.pem"]
-    for path in others:
-        path.write_text("old " + path.name)
-    old = made_up(site.hosts, key(), now() - 81 * DAY, now() + 9 * DAY)
-    site.file.write_text(old)
+    old = made_up(site.hosts, key(), (-81, 9))
+    for path in (*others, site.file):
+        path.write_text(old)
     fault = problem("unauthorized")
     if resource == "another certificate":
         issuer = Issuer()
@@ -437,6 +427,5 @@ def test_failure_at_every_step(resource, site, key, tmp_path):
                             "--acme-dir", ca.challenges, "--config-json", "{}", ca=ca, scale=0.01)
         assert not list(ca.challenges.iterdir())
     assert result.status == 1 and "E: " in result.err
-    assert site.file.read_text() == old
-    assert [path.read_text() for path in others] == ["old cert.pem", "old chain.pem"]
+    assert [path.read_text() for path in (*others, site.file)] == [old] * 3
     assert sorted(tmp_path.iterdir()) == before

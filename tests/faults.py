@@ -1,0 +1,176 @@
+"""Answers of a server, and how a test spoils them.
+
+A fault is a function(request, reply) that changes the reply or the way it is delivered. A fault
+that has the attribute "unheard" comes in place of what the request asks for, which is not done.
+"""
+import http
+import json
+import os
+import socket
+import struct
+import time
+from dataclasses import dataclass, field
+
+ERROR = "urn:ietf:params:acme:error:"
+MISSING = Ellipsis                          # a value for put(): take the field away
+
+
+def send_all(handler, data):
+    """Deliver the answer as it should be."""
+    handler.wfile.write(data)
+
+
+@dataclass
+class Reply:
+    """One answer: the body is bytes, or something that is sent as JSON."""
+    status: int = 200
+    body: object = b""
+    headers: dict = field(default_factory=dict)
+    deliver: object = send_all
+
+    def render(self, head=False):
+        """Return the bytes of the answer; a header whose value is None is left out."""
+        body, kind = self.body, "application/pem-certificate-chain"
+        if not isinstance(body, bytes):
+            body, kind = json.dumps(body).encode(), "application/json"
+        headers = {"Content-Type": kind, "Content-Length": len(body), **self.headers}
+        lines = ["HTTP/1.1 %d %s" % (self.status, http.HTTPStatus(self.status).phrase)]
+        lines += ["%s: %s" % item for item in headers.items() if item[1] is not None]
+        text = "\r\n".join(lines) + "\r\n\r\n"
+        return text.encode("latin-1") + (b"" if head else body)
+
+
+# ---- In the words of the answer
+
+def problem(kind, status=403, headers=None, heard=False, **more):
+    """The CA refuses (if heard: though it has carried out what was asked)."""
+    def fault(request, reply):
+        reply.status = status
+        reply.body = {"type": ERROR + kind, "detail": "as scripted", "status": status, **more}
+        reply.headers.update({"Content-Type": "application/problem+json", **(headers or {})})
+    fault.unheard = not heard
+    return fault
+
+
+def change(status=None, headers=None):
+    """The answer's HTTP status or headers differ from the honest ones."""
+    def fault(request, reply):
+        reply.status = status or reply.status
+        reply.headers.update(headers or {})
+    return fault
+
+
+def put(path, value):
+    """One field of the answer's JSON differs; its path is such as "challenges.2.token"."""
+    def fault(request, reply):
+        *steps, last = [int(step) if step.isdigit() else step for step in path.split(".")]
+        body = reply.body
+        for step in steps:
+            body = body[step]
+        if value is MISSING:
+            del body[last]
+        else:
+            body[last] = value
+    return fault
+
+
+def fields(**values):
+    """Some fields of the answer's JSON differ."""
+    return lambda request, reply: reply.body.update(values)
+
+
+def replace(body, kind=None, status=None):
+    """Another body: bytes, or a value that becomes JSON."""
+    def fault(request, reply):
+        reply.body = body
+        reply.status = status or reply.status
+        if kind:
+            reply.headers["Content-Type"] = kind
+    return fault
+
+
+def redirect(target, status=302):
+    """The resource is said to be elsewhere."""
+    def fault(request, reply):
+        reply.status, reply.body = status, b""
+        reply.headers["Location"] = target
+    fault.unheard = True
+    return fault
+
+
+# ---- On the way
+
+def delivered(deliver, heard=True):
+    """A fault by a function(handler, data) that delivers the answer in its own way."""
+    def fault(request, reply):
+        reply.deliver = deliver
+    fault.unheard = not heard
+    return fault
+
+
+def reset(sock):
+    """End a TCP connection by a reset, at once."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    os.close(sock.detach())
+
+
+def hang_up(handler, data):
+    """Reset the connection in place of the answer."""
+    handler.close_connection = True
+    reset(handler.connection)
+
+
+def stay_silent(handler, data):
+    """Never answer: hold the connection until the client has left."""
+    handler.close_connection = True
+    while handler.connection.recv(1):
+        pass
+
+
+def closing(part):
+    """Give a part (a function) of the answer, then close without having said so."""
+    def deliver(handler, data):
+        handler.close_connection = True
+        handler.wfile.write(part(data))
+    return deliver
+
+
+close_after, close_instead = closing(bytes), closing(lambda data: b"")
+cut_head = closing(lambda data: data[:40])
+cut_short = closing(lambda data: data[:-max(1, len(data.split(b"\r\n\r\n", 1)[1]) // 2)])
+
+
+def wire(data):
+    """These bytes instead of an answer, then the end of the connection."""
+    return closing(lambda honest: data)
+
+
+def late(seconds):
+    """Answer after some time."""
+    def deliver(handler, data):
+        time.sleep(seconds)
+        handler.wfile.write(data)
+    return deliver
+
+
+def drip(head, endless):
+    """Say the head one byte at a time, then the endless bytes again and again."""
+    def deliver(handler, data):
+        said = head
+        while True:
+            for byte in said:
+                handler.wfile.write(bytes([byte]))
+                time.sleep(0.02)
+            said = endless
+    return deliver
+
+
+def flood(length=None):
+    """An answer of 50 MB, with a Content-Length or ended by the connection's end."""
+    def deliver(handler, data):
+        said = b"Content-Length: %d\r\n" % length if length else b"Connection: close\r\n"
+        handler.close_connection = True
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n" + said + b"\r\n{\"a\": \"")
+        for _ in range(50):
+            handler.wfile.write(b"x" * 1000000)
+    return deliver

@@ -1,0 +1,290 @@
+"""Real servers on free ports of loopback: Pebble and its DNS, nginx; and namespaces for others."""
+import contextlib
+import datetime
+import functools
+import json
+import os
+import random
+import re
+import shlex
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import trustme
+from support import tool, tools_env
+
+CONNECT = "import socket, sys; socket.create_connection(('127.0.0.1', sys.argv[1]), 5)"
+
+
+def free_port():
+    """A port that is free on both loopbacks, outside the range of outgoing connections."""
+    for port in (random.randrange(10000, 30000) for _ in range(1000)):
+        with contextlib.suppress(OSError):
+            for address in ["127.0.0.1"] + ["::1"] * has_ipv6():
+                bind(address, port)
+            return port
+    raise AssertionError("no free port")
+
+
+def bind(address, port):
+    """Fails with OSError where a port cannot be had."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.bind((address, port))
+
+
+@functools.cache
+def has_ipv6():
+    """Does this machine have ::1?"""
+    try:
+        bind("::1", 0)
+        return True
+    except OSError:
+        return False
+
+
+class Server:
+    """A process that serves on loopback until it is stopped or the tests die.
+
+    It is ready when it listens on some ports, or has written some words. inside is a command that
+    takes it into namespaces (see there).
+    """
+
+    def __init__(self, command, ready, log, env=None, cwd=None, inside=()):
+        self.log_file, self.inside = Path(log), [str(word) for word in inside]
+        # The kernel ends the server with the tests, however those end.
+        command = [*self.inside, "setpriv", "--pdeathsig", "TERM", *map(str, command)]
+        with self.log_file.open("ab") as out:
+            self.process = subprocess.Popen(command, stdout=out, stderr=out, cwd=cwd,
+                                            stdin=subprocess.DEVNULL, env=env or tools_env())
+        try:
+            for sign in ready:
+                self.wait_for(sign)
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def log(self):
+        """What the server has written so far."""
+        return self.log_file.read_text(errors="replace")
+
+    def wait_for(self, sign):
+        """Waits until the server listens on a port, or has written some words."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if self.listens(sign) if isinstance(sign, int) else sign in self.log:
+                return
+            time.sleep(0.02)
+        raise AssertionError("server did not start:\n" + self.log)
+
+    def listens(self, port):
+        """Does something listen on this port where the server is?"""
+        if self.inside:
+            connect = [*self.inside, sys.executable, "-c", CONNECT, str(port)]
+            return subprocess.run(connect, stderr=subprocess.DEVNULL).returncode == 0
+        try:
+            socket.create_connection(("127.0.0.1", port), 5).close()
+            return True
+        except OSError:
+            return False
+
+    def stop(self):
+        """Ends the server."""
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Namespaces:
+    """A loopback on which every port is free, and an /etc/hosts, for some servers and the script.
+
+    They live as long as a process that does nothing. An ordinary user may have them, too, as the
+    root of a user namespace.
+    """
+
+    ROOT = os.geteuid() == 0
+    UNSHARE = ["unshare", "--mount", "--net"] + ["--map-root-user"] * (not ROOT)
+
+    def __init__(self, folder, hosts):
+        (folder / "hosts").write_text(hosts)
+        script = "mount --bind %s /etc/hosts && %s link set lo up && echo ready && exec sleep inf"
+        script %= shlex.quote(str(folder / "hosts")), shlex.quote(tool("ip"))
+        self.server = Server(["sh", "-c", script], ["ready"], folder / "namespaces.log",
+                             inside=self.UNSHARE)
+        self.inside = ["nsenter", "--target", self.server.process.pid, "--mount", "--net"]
+        self.inside += ["--user", "--preserve-credentials"] * (not self.ROOT)
+
+    def stop(self):
+        """Ends them; what still runs inside keeps them."""
+        self.server.stop()
+
+    @classmethod
+    def refusal(cls):
+        """Why there can be no namespaces here; None if there can be."""
+        probe = subprocess.run([*cls.UNSHARE, "mount", "--bind", "/etc/hosts", "/etc/hosts"],
+                               capture_output=True, text=True)
+        return probe.stderr or "unshare failed" if probe.returncode else None
+
+
+class Pebble:
+    """A Pebble with a DNS server of its own, which says that every name is on loopback.
+
+    Options in capitals (PEBBLE_WFE_NONCEREJECT=50) go to Pebble's environment, others
+    (retryAfter={"order": 2}) into its configuration. ipv6 is the AAAA answer of the DNS.
+    """
+
+    def __init__(self, folder, http_port, strict=False, ipv6="", **options):
+        self.folder, self.http_port = folder, http_port
+        self.port, self.management_port = free_port(), free_port()
+        self.directory = "https://localhost:%d/dir" % self.port
+        ca = trustme.CA()
+        self.ca_file = folder / "tls-root.pem"
+        ca.cert_pem.write_to_path(self.ca_file)
+        ca.issue_cert("localhost", "127.0.0.1").private_key_and_cert_chain_pem.write_to_path(
+            folder / "tls.pem")
+        config = {"listenAddress": "127.0.0.1:%d" % self.port,
+                  "managementListenAddress": "127.0.0.1:%d" % self.management_port,
+                  "certificate": "tls.pem", "privateKey": "tls.pem", "httpPort": http_port,
+                  "tlsPort": free_port(), "retryAfter": {"authz": 0, "order": 0},
+                  **{name: value for name, value in options.items() if not name.isupper()}}
+        (folder / "config.json").write_text(json.dumps({"pebble": config}))
+        env = {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_AUTHZREUSE": "0", "PEBBLE_WFE_NONCEREJECT": "15"}
+        env.update((name, str(value)) for name, value in options.items() if name.isupper())
+        dns, control = free_port(), free_port()
+        self.dns = Server([tool("pebble-challtestsrv"), "-dnsserver", "127.0.0.1:%d" % dns,
+                           "-management", "127.0.0.1:%d" % control, "-defaultIPv4", "127.0.0.1",
+                           "-defaultIPv6", ipv6, "-http01", "", "-https01", "", "-tlsalpn01", "",
+                           "-doh", ""], [dns, control], folder / "dns.log")
+        try:
+            self.server = Server(
+                [tool("pebble"), "-config", "config.json", "-dnsserver", "127.0.0.1:%d" % dns]
+                + ["-strict"] * strict, [self.management_port, self.port], folder / "pebble.log",
+                tools_env(**env), folder)
+        except BaseException:
+            self.dns.stop()
+            raise
+        self.root = folder / "root.pem"
+        self.root.write_bytes(self.management("/roots/0"))
+
+    def management(self, path, data=None):
+        """An answer of Pebble's management interface, such as /intermediates/0; data is posted."""
+        context = ssl.create_default_context(cafile=str(self.ca_file))
+        url = "https://localhost:%d%s" % (self.management_port, path)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}),
+                                             urllib.request.HTTPSHandler(context=context))
+        with opener.open(url, data, timeout=30) as answer:
+            return answer.read()
+
+    @property
+    def log(self):
+        """Pebble's log so far."""
+        return self.server.log
+
+    @property
+    def requests(self):
+        """The requests served so far, oldest first, such as 'POST /order-plz'."""
+        return re.findall(r"((?:GET|HEAD|POST) /\S*) -> calling handler", self.log)
+
+    def stop(self):
+        """Ends Pebble and its DNS."""
+        self.server.stop()
+        self.dns.stop()
+
+
+# The beginning of a configuration with which nginx writes nowhere but into a folder.
+NGINX_HEAD = """
+daemon off;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log;
+events {{ }}
+http {{
+    access_log {folder}/access.log;
+    client_body_temp_path {folder}/temp1;
+    proxy_temp_path {folder}/temp2;
+    fastcgi_temp_path {folder}/temp3;
+    uwsgi_temp_path {folder}/temp4;
+    scgi_temp_path {folder}/temp5;
+"""
+NGINX = "{user}" + NGINX_HEAD + """
+    server_names_hash_bucket_size 128;
+    # Each name has a document root of its own.
+    server {{
+        {listen_first}
+        root {folder}/sites/$host;
+    }}
+    # A challenge directory that several names share.
+    server {{
+        {listen}
+        server_name ~\\.alias\\.example$;
+        location /.well-known/acme-challenge/ {{
+            alias {folder}/challenges/;
+            try_files $uri =404;
+        }}
+    }}
+    # Everything is sent to https, where an expired certificate of no known CA waits.
+    server {{
+        {listen}
+        server_name ~\\.https\\.example$;
+        return 301 https://$host:{tls_port}$request_uri;
+    }}
+    server {{
+        {listen_tls}
+        ssl_certificate {folder}/expired.pem;
+        ssl_certificate_key {folder}/expired.pem;
+        root {folder}/sites/$host;
+    }}
+}}
+"""
+
+
+class Nginx:
+    """An nginx that serves challenge files in the ways that web servers are set up to.
+
+    The end of a host's name says how: NAME.site.example (and any other name or address) has its
+    own document root, NAME.alias.example shares the folder `challenges`, NAME.https.example sends
+    all to TLS with an expired certificate.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        folder.chmod(0o755)  # as root, nginx's workers are another user
+        self.port, self.tls_port = free_port(), free_port()
+        self.challenges = self.folder / "challenges"
+        for made in (self.challenges, self.folder / "sites"):
+            made.mkdir()
+        expired = trustme.CA().issue_cert(
+            "www.expired.example", not_before=datetime.datetime(2020, 1, 1),
+            not_after=datetime.datetime(2020, 2, 1))
+        expired.private_key_and_cert_chain_pem.write_to_path(self.folder / "expired.pem")
+        config = self.folder / "nginx.conf"
+        config.write_text(NGINX.format(
+            folder=self.folder, port=self.port, tls_port=self.tls_port,
+            user="user nobody nogroup;" if os.geteuid() == 0 else "",
+            listen_first=self.listen(self.port, " default_server"), listen=self.listen(self.port),
+            listen_tls=self.listen(self.tls_port, " ssl")))
+        self.server = Server([tool("nginx"), "-p", self.folder, "-e", self.folder / "error.log",
+                              "-c", config], [self.port, self.tls_port], self.folder / "out.log")
+
+    @staticmethod
+    def listen(port, rest=""):
+        """The listen lines of a server block."""
+        addresses = ["127.0.0.1"] + ["[::1]"] * has_ipv6()
+        return " ".join("listen %s:%d%s;" % (address, port, rest) for address in addresses)
+
+    def root(self, name):
+        """The document root of a name, made if missing."""
+        folder = self.folder / "sites" / name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def stop(self):
+        """Ends nginx."""
+        self.server.stop()

@@ -1,0 +1,277 @@
+"""A third make of CA: acme2certifier, which is written in Python, behind nginx.
+
+It asks a name server on port 53 and connects to port 80. So all of it and letsacme.py run in
+namespaces of their own.
+"""
+import json
+import os
+import re
+import subprocess
+
+import pytest
+import trustme
+from support import NGINX_HEAD, TOOLS, Server, check_chain, tool, write_key
+
+CONFIG = """
+[DEFAULT]
+async_mode: True
+dns_server_list: ["127.0.0.1"]
+[DBhandler]
+dbfile: {folder}/database
+[CAhandler]
+handler_module: acme2certifier.cahandlers.openssl_ca_handler
+issuing_ca_key: {folder}/issuer.key
+issuing_ca_cert: {folder}/issuer.pem
+issuing_ca_crl: {folder}/crl
+cert_save_path: {folder}
+cert_validity_days: 90
+blocked_domainlist: ["^blocked"]
+[Order]
+allowed_domainlist: ["*.example"]
+[Renewalinfo]
+renewalthreshold_pctg: 50
+renewal_window_duration: 2d
+"""
+EAB = """
+[EABhandler]
+eab_handler_module: acme2certifier.eabhandlers.json_handler
+key_file: {folder}/eab.json
+"""
+# A file can name a request at which the CA is to stop, before or after it has done what it is asked
+# for; either way it does not answer.
+GUNICORN = """
+import os, signal
+bind = "127.0.0.1:8000"
+
+def post_worker_init(worker):
+    serve, order = worker.wsgi, "{folder}/stop"
+    def serve_or_stop(environ, start_response):
+        when, path = open(order).read().split() if os.path.exists(order) else ("never", "")
+        stop = when != "never" and path in environ["PATH_INFO"]
+        answer = [] if stop and when == "before" else serve(environ, start_response)
+        if stop:
+            os.remove(order)
+            os.kill(os.getppid(), signal.SIGTERM)
+            os._exit(1)
+        return answer
+    worker.wsgi = serve_or_stop
+"""
+# Like a service manager: starts the CA again when it has stopped.
+KEEP = """while :; do
+    setpriv --pdeathsig TERM "$0" --config "$1" "$2:application"
+    sleep 1
+done"""
+NGINX = NGINX_HEAD + """
+    server {{
+        listen 80;
+        root {folder}/www;
+    }}
+    server {{
+        listen 80;
+        server_name wrong.example;
+        return 200 "something else";
+    }}
+    server {{
+        listen 443 ssl;
+        ssl_certificate {folder}/tls.pem;
+        ssl_certificate_key {folder}/tls.pem;
+        location / {{
+            proxy_pass http://127.0.0.1:8000;
+            proxy_set_header Host $http_host;
+            proxy_set_header X-Forwarded-Proto https;
+        }}
+    }}
+}}
+master_process off;
+"""
+NAMES = ["n%d.example" % number for number in range(21)]
+OTHERS = ["wrong.example", "blocked.example", "a_b.example", "elsewhere.test"]
+MAC_KEY = "V" * 64
+# Its two forms: the plain one keeps to itself why a name is refused; Django's validates and issues
+# when it has answered already.
+FORMS = {"wsgi": "acme2certifier.share.acme2certifier_wsgi",
+         "django": "acme2certifier.django_project.wsgi"}
+
+
+class Acme2certifier:
+    """The CA in namespaces, with nginx and (Pebble's) name server, which says that all is here."""
+
+    directory = "https://localhost/directory"
+
+    def __init__(self, folder, namespaces, config, form):
+        self.folder, self.inside, self.servers = folder, namespaces.inside, []
+        self.challenges = folder / "www" / ".well-known" / "acme-challenge"
+        self.challenges.mkdir(parents=True)
+        (folder / "unserved").mkdir()
+        (folder / "eab.json").write_text(json.dumps({"kid-1": MAC_KEY}))
+        for name, text in (("a2c.cfg", config), ("gunicorn.py", GUNICORN), ("nginx.conf", NGINX)):
+            (folder / name).write_text(text.format(folder=folder))
+        self.ca_file = self.make_certificates()
+        self.serve("dns", [53], tool("pebble-challtestsrv"), "-dnsserver", "127.0.0.1:53",
+                   "-defaultIPv6", "", "-http01", "", "-https01", "", "-tlsalpn01", "", "-doh", "")
+        programs = TOOLS / "a2c-venv/bin"
+        assert programs.exists(), "acme2certifier is missing: 'sh tests/run.sh' fetches it"
+        env = dict(os.environ, ACME_SRV_CONFIGFILE=str(folder / "a2c.cfg"),
+                   ACME_SRV_DB_HANDLER=form, ACME2CERTIFIER_BASE_DIR=str(folder),
+                   ACME2CERTIFIER_SECRET_KEY="of these tests", no_proxy="*",
+                   DJANGO_SETTINGS_MODULE="acme2certifier.django_project.settings")
+        for words in [["migrate"], ["loaddata", "status"]] if form == "django" else []:
+            subprocess.run([programs / "django-admin", *words], env=env, check=True,
+                           capture_output=True)
+        self.serve("gunicorn", [8000], "sh", "-c", KEEP, programs / "gunicorn",
+                   folder / "gunicorn.py", FORMS[form], env=env)
+        self.serve("nginx", [80, 443], tool("nginx"), "-p", folder, "-e", folder / "error.log",
+                   "-c", folder / "nginx.conf")
+
+    def serve(self, name, ports, *command, **options):
+        """Starts a server."""
+        log = self.folder / (name + ".log")
+        self.servers.append(Server(command, ports, log, inside=self.inside, **options))
+
+    def make_certificates(self):
+        """Makes the certificates of the CA and of its web server; returns the root's file."""
+        root = trustme.CA()
+        issuer = root.create_child_ca()
+        issuer.cert_pem.write_to_path(self.folder / "issuer.pem")
+        issuer.private_key_pem.write_to_path(self.folder / "issuer.key")
+        root.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(
+            self.folder / "tls.pem")
+        root.cert_pem.write_to_path(self.folder / "root.pem")
+        return self.folder / "root.pem"
+
+    def stop(self):
+        """Ends all of it."""
+        for server in reversed(self.servers):
+            server.stop()
+
+
+@pytest.fixture(scope="module")
+def start(namespaces, tmp_path_factory):
+    """start(configuration, form) is a CA, the same for the same arguments."""
+    running = {}
+
+    def make(*args):
+        """A running CA."""
+        if args not in running:
+            inside = namespaces({"127.0.0.1": ["localhost", *NAMES, *OTHERS]})
+            running[args] = Acme2certifier(tmp_path_factory.mktemp("ca"), inside, *args)
+        return running[args]
+    yield make
+    for ca in running.values():
+        ca.stop()
+
+
+@pytest.fixture
+def ca(start):
+    """The usual CA."""
+    return start(CONFIG, "wsgi")
+
+
+@pytest.fixture
+def run(letsacme, account):
+    """run(ca, csr, ...) asks for a certificate; nothing may be left behind."""
+    def begin(ca, csr, *args, account=account, contact=("--contact", "a@site.example"), **options):
+        """A run of letsacme.py."""
+        env = {"SSL_CERT_FILE": str(ca.ca_file), "NSS_WRAPPER_HOSTS": None}
+        before = set(ca.challenges.iterdir())
+        result = letsacme("--csr", csr, "--account-key", account, "--acme-dir", ca.challenges,
+                          "--ca", ca.directory, *contact, *args, env=env, wrapper=ca.inside,
+                          **options)
+        assert set(ca.challenges.iterdir()) == before
+        return result
+    return begin
+
+
+def error_of(result):
+    """The only error of a run that failed."""
+    assert result.status == 1, result.err
+    [error] = [line for line in result.err.splitlines() if line.startswith("E: ")]
+    return error
+
+
+@pytest.mark.parametrize(("form", "count", "account_kind", "kind"), [
+    pytest.param("wsgi", 1, "p256", "p256", marks=pytest.mark.core),
+    ("wsgi", 2, "rsa2048", "rsa2048"), ("wsgi", 1, "p384", "p384"), ("wsgi", 15, "p256", "p256"),
+    ("django", 2, "p256", "p256")])
+def test_issues(run, start, csr, key, tmp_path, form, count, account_kind, kind):
+    """Names are proved and certified, with each kind of key."""
+    ca, account = start(CONFIG, form), write_key(tmp_path / "new.key", account_kind)
+    # Django's says "Retry-After: 600" with an order that is valid in a moment.
+    result = run(ca, csr(NAMES[:count], key(kind)), account=account,
+                 constants={"LONGEST_POLL_PAUSE": 2})
+    assert result.status == 0, result.err
+    check_chain(result.out, NAMES[:count], key(kind), ca.ca_file)
+
+
+@pytest.mark.parametrize(("more", "given"), [
+    ("", []), (EAB, ["--eab-kid", "kid-1", "--eab-hmac-key", MAC_KEY])], ids=["plain", "external"])
+def test_account(run, start, csr, key, more, given):
+    """An account is made, with the pair where the CA wants one, and found again."""
+    ca, accounts = start(CONFIG + more, "wsgi"), set()
+    for _ in range(2):
+        result = run(ca, csr(NAMES[:1]), *given)
+        assert result.status == 0, result.err
+        check_chain(result.out, NAMES[:1], key(), ca.ca_file)
+        accounts.update(re.findall(r"https://localhost/acme/acct/\w+", result.err))
+    assert len(accounts) == 1
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ([], "External account binding required"),
+    (["--eab-kid", "nobody", "--eab-hmac-key", MAC_KEY], "invalid eab credentials"),
+    (["--eab-kid", "kid-1", "--eab-hmac-key", MAC_KEY[::-1] + "WWWW"], "invalid eab credentials")],
+    ids=["missing", "wrong id", "wrong key"])
+def test_external_account_refused(run, start, csr, given, words):
+    """Each fault of the pair is reported in the CA's words."""
+    assert words in error_of(run(start(CONFIG + EAB, "wsgi"), csr(NAMES[:1]), *given))
+
+
+def test_contact_wanted(run, ca, csr):
+    """That it wants an address is reported in its words."""
+    assert "Contact information is missing" in error_of(run(ca, csr(NAMES[:1]), contact=()))
+
+
+def test_renews(run, ca, csr, key, tmp_path):
+    """It wants certificates of 90 days renewed after 45, and so they are."""
+    output = tmp_path / "fullchain.pem"
+    for clock, status in (None, 0), ("+44d", 3), ("+47d", 0):
+        result = run(ca, csr(NAMES[:1]), "--renew", "--fullchain-file", output, clock=clock)
+        assert result.status == status, result.err
+        check_chain(output.read_text(), NAMES[:1], key(), ca.ca_file)
+
+
+@pytest.mark.parametrize(("form", "bad", "words"), [
+    pytest.param("wsgi", NAMES[1], "invalid", marks=pytest.mark.core),
+    ("django", NAMES[1], "HTTP request failed: 404"),
+    ("django", "wrong.example", "Keyauthorization mismatch")])
+@pytest.mark.parametrize("position", [0, 1])
+def test_reports_a_name(run, start, csr, form, bad, words, position):
+    """A name that cannot be proved is reported within seconds, though the order stays pending."""
+    ca, names = start(CONFIG, form), NAMES[:1]
+    names.insert(position, bad)
+    config = json.dumps({bad: {"AcmeDir": str(ca.folder / "unserved")}})
+    error = error_of(run(ca, csr(names), "--disable-check", "--config-json", config, timeout=30))
+    assert error.startswith("E: %s: " % bad) and words in error
+
+
+@pytest.mark.parametrize(("names", "words"), [
+    ([NAMES[0], "elsewhere.test"], "FQDN/SAN elsewhere.test not allowed by configuration"),
+    (["a_b.example"], "identifier value a_b.example not allowed"),
+    (NAMES, "identifier limit exceeded"), ([NAMES[0], "blocked.example"], "enrollment failed")],
+    ids=["list", "syntax", "number", "finalize"])
+def test_refused_names(run, ca, csr, names, words):
+    """Names that it does not certify are reported in its words, also when it refuses them last."""
+    assert words in error_of(run(ca, csr(names), timeout=60))
+
+
+@pytest.mark.parametrize("moment", [
+    "after /acme/neworders", "before /acme/chall", "after /acme/chall", "after /finalize"])
+def test_restart(run, ca, csr, key, moment):
+    """It is stopped and started again in a run; what it has done, its answer lost, is not lost."""
+    (ca.folder / "stop").write_text(moment)
+    log = ca.folder / "access.log"
+    before = log.stat().st_size
+    result = run(ca, csr(NAMES[:2]))
+    assert result.status == 0, result.err
+    check_chain(result.out, NAMES[:2], key(), ca.ca_file)
+    assert '" 502 ' in log.read_text()[before:]

@@ -1,0 +1,116 @@
+"""The openssl command is missing, fails, lies, hangs, or is a wrapper; odd account keys."""
+import contextlib
+import os
+import pty
+import signal
+import sys
+
+import pytest
+from pki import public_pem, write_key
+from support import fake_openssl
+
+core = pytest.mark.core
+FAILURES = {
+    "fails": "exit 1", "says why": "printf 'no \\033[31mluck\\n' >&2; exit 1",
+    "is killed": "kill -9 $$", "says nothing": "true", "says nonsense": "printf nonsense",
+    "cuts": "printf '\\060\\003\\002'", "says too little": "printf '\\060\\003\\002\\001\\001'",
+    "says much": "head -c 100000 /dev/zero",
+    "says much and fails": "yes no | head -c 1000000 >&2; exit 1",
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_openssl_fails(trial, tmp_path, failure):
+    """It cannot read the key, or says that it can: the error names the key's file."""
+    refusal = trial.refused("account.key", env=fake_openssl(tmp_path / "bin", FAILURES[failure]))
+    assert failure != "says why" or "no ?[31mluck" in refusal.err
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_openssl_fails_to_sign(trial, tmp_path, failure):
+    """It can read the key; what it gives as a signature may be found out by the CA alone."""
+    script = 'if [ $1 != dgst ]; then exec $real "$@"; fi\n' + FAILURES[failure]
+    trial.fails(None, ca={"forgive": True}, env=fake_openssl(tmp_path / "bin", script))
+
+
+@core
+def test_openssl_is_missing(trial, tmp_path):
+    """The error says what is to be in PATH."""
+    trial.refused("openssl", env={"PATH": str(tmp_path)})
+
+
+@core
+def test_openssl_is_slow(trial, tmp_path):
+    """It may be slower than a socket may be."""
+    trial.works(waits={"ANSWER_TIMEOUT": 0.1},
+                env=fake_openssl(tmp_path / "bin", 'sleep 0.15\nexec $real "$@"'))
+
+
+@pytest.mark.parametrize("command, script", [
+    ("pkey", "exec sleep 1000"),
+    pytest.param("dgst", "trap '' TERM; while :; do sleep 0.1; done", marks=core)])
+def test_openssl_hangs(trial, tmp_path, command, script):
+    """The bound of the whole run ends it too."""
+    pids, survivors = tmp_path / "pids", []
+    script = "echo $$ >> %s\n%s" % (pids, script)
+    script = 'if [ $1 != %s ]; then exec $real "$@"; fi\n%s' % (command, script)
+    try:
+        trial.fails(None, waits={"LONGEST_RUN": 1.5}, env=fake_openssl(tmp_path / "bin", script))
+    finally:
+        for pid in pids.read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+                survivors.append(pid)
+    assert not survivors
+
+
+def test_openssl_is_a_wrapper(trial, tmp_path):
+    """A shell script may come first, and talk while all is well."""
+    trial.works(env=fake_openssl(tmp_path / "bin", 'echo "using $real" >&2\n$real "$@"'))
+
+
+# ---- Keys
+
+@pytest.mark.parametrize("kind", ["p521", "bitcoin", "ed25519", "ed448"])
+def test_the_key_is_of_another_kind(trial, tmp_path, kind):
+    """The error names the file and what it is to hold, and shows nothing of it."""
+    odd = write_key(tmp_path / "odd.key", kind)
+    trial.refused("odd.key", "RSA", "P-256", args={"--account-key": odd})
+
+
+@pytest.mark.parametrize("kind", ["rsa2048", "p256"])
+def test_only_the_public_half(trial, tmp_path, kind):
+    """A public key is no account key."""
+    (tmp_path / "odd.key").write_bytes(public_pem(write_key(tmp_path / "key", kind)))
+    trial.refused("odd.key", "private", args={"--account-key": tmp_path / "odd.key"})
+
+
+def test_the_point_is_compressed(trial, tmp_path):
+    """Such a key cannot be turned into a JWK here: the error names the file."""
+    script = 'if [ $1 = pkey ]; then exec $real "$@" -ec_conv_form compressed; fi\nexec $real "$@"'
+    trial.refused("account.key", env=fake_openssl(tmp_path / "bin", script))
+
+
+# Put before a command: the terminal that is its standard input becomes its controlling one.
+OWN_TERMINAL = """
+import fcntl, os, sys, termios
+if os.getsid(0) != os.getpid():
+    os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+@core
+@pytest.mark.parametrize("kind", ["encrypted", "encrypted-old"])
+def test_no_prompt_for_a_password(trial, tmp_path, kind):
+    """Not even with a terminal at hand, which openssl would open by itself."""
+    encrypted = write_key(tmp_path / "locked.key", kind)
+    master, terminal = pty.openpty()
+    trial.refused("locked.key", "password", args={"--account-key": encrypted}, stdin=terminal,
+                  wrapper=[sys.executable, "-c", OWN_TERMINAL])
+    os.set_blocking(master, False)
+    with pytest.raises(BlockingIOError):    # nothing was written to the terminal
+        os.read(master, 1000)
+    os.close(terminal)
+    os.close(master)

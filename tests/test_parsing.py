@@ -1,0 +1,425 @@
+"""What letsacme.py reads, in this process and at once: DER and PEM, CSRs, certificates, keys, the
+answers of a CA, and the configuration."""
+import calendar
+import email.message
+import json
+import os
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pki
+import pytest
+import support
+from cryptography import x509
+from jwcrypto.jwk import JWK
+
+sys.path.insert(0, str(support.SCRIPT.parent))
+import letsacme as script  # noqa: E402
+
+pytestmark = pytest.mark.quick
+
+
+# ---- All that these tests know of the inside of letsacme.py
+
+elements, values_of, read_time = script.elements, script.values_of, script.read_time
+Error, Patience, directory_of = script.Error, script.Patience, script.challenge_directory
+
+
+def settings(config, *words):
+    """The settings that a configuration and a command line make."""
+    return script.read_settings(["--account-key", "account.key", "--csr", "the.csr",
+                                 "--config-json", json.dumps(config), *words])
+
+
+def requested(path):
+    """The names, as identifiers, of the CSR in a file."""
+    return list(script.SigningRequest(str(path)).names.values())
+
+
+def certificate(data):
+    """The only certificate in PEM data."""
+    [found] = script.read_certificates(data, "a certificate")
+    return found
+
+
+def answer(body=None, status=403, **headers):
+    """An answer of the CA's; body is bytes, or becomes JSON."""
+    message = email.message.Message()
+    for name, value in headers.items():
+        message[name.replace("_", "-")] = value
+    body = body if isinstance(body, bytes) else json.dumps(body).encode()
+    response = SimpleNamespace(status=status, headers=message)
+    return script.read_answer("https://ca.example/x", response, body)
+
+
+def retry_after(value):
+    """The seconds that a Retry-After header means."""
+    return answer(Retry_After=value).retry_after()
+
+
+def publish(path):
+    """Write a challenge file."""
+    script.publish(str(path), "content", False)
+
+
+def account_key(monkeypatch, tmp_path, public):
+    """The account key for a public key that openssl is made to give."""
+    (tmp_path / "account.key").touch()
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(
+        command, 0, pki.public_der(public), b""))
+    return script.AccountKey(str(tmp_path / "account.key"))
+
+
+# ---- DER and PEM
+
+@pytest.mark.parametrize("data, found", [
+    ("", []), ("0500", [(5, b"")]), ("020101300004026162", [(2, b"\1"), (0x30, b""), (4, b"ab")]),
+    ("048103" + "61" * 3, [(4, b"aaa")]), ("04820100" + "62" * 256, [(4, b"b" * 256)]),
+    ("04", None), ("0401", None), ("040261", None), ("0482ffff61", None), ("0484ffffffff", None)])
+def test_elements(data, found):
+    """Elements follow each other; a length may be long; what is cut short is none."""
+    if found is None:
+        with pytest.raises((ValueError, IndexError)):
+            elements(bytes.fromhex(data))
+    else:
+        assert elements(bytes.fromhex(data)) == found
+
+
+def test_much_der():
+    """Many small elements take moments: a CA can send a megabyte of them."""
+    started = time.process_time()
+    assert len(elements(b"\5\0" * 150000)) == 150000
+    assert time.process_time() - started < 0.5
+
+
+def test_values_of_an_object_identifier():
+    """They are found at any depth, whether or not it is said that the extension is critical."""
+    inner = "0603550403" + "0c0161"
+    critical = "0603550403" + "0101ff" + "0c0162"
+    nested = "31%02x30%02x%s" % (len(inner) // 2 + 2, len(inner) // 2, inner)
+    data = nested + "30%02x%s" % (len(critical) // 2, critical) + "0603550404"
+    assert values_of(bytes.fromhex("550403"), bytes.fromhex(data)) == [b"a", b"b"]
+
+
+@pytest.mark.parametrize("change", [
+    lambda pem: pem.replace(b"\n", b"\r\n"), lambda pem: b"Subject: x\n\n" + pem + b"\n\n",
+    lambda pem: pem.replace(b"BEGIN CERT", b"BEGIN NEW CERT").replace(b"END CERT", b"END NEW CERT"),
+], ids=["other line ends", "text around", "the old label"])
+def test_forms_of_pem(tmp_path, key, change):
+    """A CSR may come in several forms."""
+    path = pki.write_csr(tmp_path / "csr", ["a.example"], key())
+    path.write_bytes(change(path.read_bytes()))
+    assert requested(path) == [{"type": "dns", "value": "a.example"}]
+
+
+@pytest.mark.parametrize("data, said", [
+    (b"", "something else"), (b"\x30\x03\2\1\1", "something else"),
+    (pki.pem(pki.Issuer().root), "CERTIFICATE"), (b"-----BEGIN PRIVATE KEY-----", "PRIVATE KEY"),
+    *((pki.block(b"", b"CERTIFICATE REQUEST") * count, "") for count in (1, 2))])
+def test_no_csr(tmp_path, data, said):
+    """The error names the file, and what is there instead."""
+    (tmp_path / "csr").write_bytes(data)
+    with pytest.raises(Error) as raised:
+        requested(tmp_path / "csr")
+    assert str(tmp_path / "csr") in str(raised.value) and said in str(raised.value)
+
+
+# ---- The names of a CSR
+
+ODD = [x509.RFC822Name("me@site.example"), x509.RFC822Name("mail.site.example"),
+       x509.UniformResourceIdentifier("https://site.example/"),
+       x509.RegisteredID(x509.ObjectIdentifier("1.2.3.4")),
+       x509.OtherName(x509.ObjectIdentifier("1.3.6.1.4.1.311.20.2.3"), b"\x0c\x02me"),
+       x509.DirectoryName(pki.common_name("site.example")),
+       *map(x509.DNSName, ["", ".", "..", ".example", "a..example", "a b.example", "a/../b.example",
+                           "a\nb.example", "a\0.example", "\x1b[31m.example", "a.example:80",
+                           "a@b.example", "-", "site.example.", "127.0.0.1", "../../etc"])]
+
+
+@pytest.mark.parametrize("names, cn, expected", [
+    (["b.example", "A.example"], None, ["dns b.example", "dns A.example"]),
+    (["a.example"], "A.Example", ["dns a.example"]), ([], "a.example", ["dns a.example"]),
+    (["a.example"], "b.example", ["dns a.example", "dns b.example"]),
+    (["a.example"], "My Site", ["dns a.example"]), (["a.example"], "localhost", ["dns a.example"]),
+    (["127.0.0.1", "::1"], "127.0.0.1", ["ip 127.0.0.1", "ip ::1"]),
+    (["localhost", "a_b.example", "xn--bcher-kva.example", "1.a-b.c3"], None,
+     ["dns localhost", "dns a_b.example", "dns xn--bcher-kva.example", "dns 1.a-b.c3"])])
+@pytest.mark.parametrize("critical", [False, True])
+def test_names(tmp_path, key, names, cn, expected, critical):
+    """DNS names and addresses, and a common name that is a DNS name, spelt as they are."""
+    usage = x509.KeyUsage(True, False, True, False, False, False, False, False, False)
+    path = pki.write_csr(tmp_path / "csr", names, key(), cn, critical,
+                         [(usage, True), (x509.OCSPNoCheck(), False)])
+    assert ["%(type)s %(value)s" % each for each in requested(path)] == expected
+
+
+@pytest.mark.parametrize("entry", ODD, ids=repr)
+def test_odd_names(tmp_path, key, entry):
+    """Other kinds of entries, and what is no host name, are refused beside a good one."""
+    with pytest.raises(Error):
+        requested(pki.write_csr(tmp_path / "csr", ["good.example", entry], key()))
+
+
+@pytest.mark.parametrize("names, cn, words", [
+    *((names, None, r"\*.*dns-01") for names in (["www.a.example", "*.A.example"],
+                                                 ["a.*.example"], ["w*.a.example"])),
+    ([], "*.a.example", r"\*.*dns-01"), (["a.example"], "*.a.example", r"\*.*dns-01"),
+    *(([], cn, "no name(?!.*dns-01)") for cn in (None, "127.0.0.1", "Some Site", "localhost"))])
+def test_names_that_cannot_be_had(tmp_path, key, names, cn, words):
+    """A wildcard is refused by name, with what can prove it; that there is no name is said, too."""
+    with pytest.raises(Error, match=words):
+        requested(pki.write_csr(tmp_path / "csr", names, key(), cn))
+
+
+@pytest.mark.parametrize("value", [
+    "", "3000", "3080", "3084ffffffff", "300387017f", "30028200", "0500", "3080" * 500])
+def test_garbled_names(tmp_path, key, value):
+    """The extension holds other bytes than it should."""
+    extension = x509.UnrecognizedExtension(
+        x509.oid.ExtensionOID.SUBJECT_ALTERNATIVE_NAME, bytes.fromhex(value))
+    with pytest.raises(Error, match="/csr"):
+        requested(pki.write_csr(tmp_path / "csr", key=key(), extensions=[(extension, False)]))
+
+
+# ---- Certificates
+
+@pytest.mark.parametrize("serial, authority, expected", [
+    (0x87654321, "69885b6b87464041e1b37b847ba0ae2cde01c8d4",
+     "aYhba4dGQEHhs3uEe6CuLN4ByNQ.AIdlQyE"),  # the example of RFC 9773
+    (1, "00", "AA.AQ"), (0x7f, "00ff", "AP8.fw"), (0x80, "ff", "_w.AIA"), (2 ** 158, None, None)])
+def test_certificate(serial, authority, expected):
+    """Names, key, lifetime, and the identifier for renewal information (RFC 9773, 4.1)."""
+    issuer, public = pki.Issuer(), pki.new_key().public_key()
+    made = issuer.leaf(["a.example", "::1"], public, (-10000, 40000), serial,
+                       authority and bytes.fromhex(authority))
+    found = certificate(pki.pem(made))
+    assert set(found.names) == {"a.example", "::1"} and not found.self_signed
+    assert found.renewal_id == expected or pki.ari_id(made)
+    assert (found.starts, found.ends) == tuple(calendar.timegm(each.timetuple()) for each in (
+        made.not_valid_before_utc, made.not_valid_after_utc))
+    assert certificate(pki.pem(issuer.root)).self_signed
+    assert certificate(pki.pem(issuer.root)).renewal_id is None
+
+
+@pytest.mark.parametrize("text, seconds", [
+    ("700101000000Z", 0), ("19700101000000Z", 0), ("491231235959Z", 2524607999),
+    ("20500101000000Z", 2524608000), *((text, 1735787045) for text in (
+        "2025-01-02T03:04:05Z", "2025-01-02t03:04:05z", "2025-01-02T03:04:05.999Z",
+        "2025-01-02T03:04:05+00:00")), *((text, None) for text in (
+            "", "Z", "soon", "2025-01-02", "2025-01-02T03:04:05", "2025-01-02T03:04:05+01:00",
+            "2025-13-01T00:00:00Z", "2025-01-02T03:04Z"))])
+def test_times(text, seconds):
+    """As certificates have them, and renewal information (RFC 3339); the rest is no time in UTC."""
+    if seconds is None:
+        with pytest.raises(Error, match="UTC"):
+            read_time(text)
+    else:
+        assert read_time(text) == seconds
+
+
+# ---- Keys
+
+N = """
+    0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWK
+    RXjBZCiFV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMic
+    AtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3
+    XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8awapJzKnqDKgw"""
+N = "".join(N.split())
+
+
+def test_thumbprint_of_the_rfc(monkeypatch, tmp_path):
+    """The example of RFC 7638."""
+    public = JWK(kty="RSA", e="AQAB", n=N).get_op_key("verify")
+    key = account_key(monkeypatch, tmp_path, public)
+    assert key.jwk == {"kty": "RSA", "e": "AQAB", "n": N} and key.algorithm == "RS256"
+    assert key.thumbprint == "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs"
+
+
+@pytest.mark.parametrize("kind, algorithm", [
+    ("p256", "ES256"), ("p384", "ES384"), ("rsa1024", "RS256")])
+def test_thumbprints(monkeypatch, tmp_path, kind, algorithm):
+    """Those that a library gives, for numbers with leading zeros too."""
+    for _ in range(40 if kind[0] == "p" else 1):
+        public = pki.KEYS[kind]().public_key()
+        theirs = JWK.from_pyca(public)
+        ours = account_key(monkeypatch, tmp_path, public)
+        assert (ours.thumbprint, ours.algorithm) == (theirs.thumbprint(), algorithm)
+
+
+# ---- Answers
+
+@pytest.mark.parametrize("value, seconds", [
+    ("0", 0), ("120", 120), ("604800", 604800), ("999999999", 999999999),
+    ("Thu, 01 Jan 1970 00:00:00 GMT", 0), ("Sun, 06 Nov 1994 08:49:37 GMT", 0),
+    ("", None), ("soon", None), ("-5", None), ("1.5", None), ("\xb2", None), ("1e9", None)])
+def test_retry_after(value, seconds):
+    """Seconds, or a date, which may be over; nothing else counts (RFC 9110, 10.2.3)."""
+    assert retry_after(value) == seconds
+    assert 98 < retry_after(email.utils.formatdate(time.time() + 100, usegmt=True)) <= 100
+
+
+@pytest.mark.parametrize("body, words", [
+    ({"type": "urn:ietf:params:acme:error:caa", "detail": "no"}, ["no", "error:caa"]),
+    ({"detail": "no", "subproblems": [{"detail": "nor this", "identifier": {
+        "type": "dns", "value": "a.example"}}]}, ["no", "a.example: nor this"]),
+    ({"status": "invalid", "identifier": {"type": "dns", "value": "a.example"}, "challenges": [
+        {"type": "dns-01"}, {"type": "http-01", "error": {"detail": "404"}}]},
+     ["invalid", "404"]),
+    ({"status": "invalid", "error": {"detail": "expired"}}, ["invalid", "expired"]),
+    ({}, ["HTTP status 403"]), (b"<html>", ["HTTP status 403"]), ([1], ["HTTP status 403"]),
+    ({"detail": None, "subproblems": 7, "challenges": [7], "identifier": []}, [])])
+def test_words(body, words):
+    """A problem, an order, an authorization, a challenge, or what is none of these."""
+    told = script.in_words(answer(body))
+    assert all(word in told for word in words) and len(told) <= 4000
+
+
+# ---- Settings
+
+TEXTS = {"AccountKey": "x", "CSR": "y", "CertFile": "z", "ChainFile": "\u043a\u043b\u044e\u0447",
+         "FullchainFile": "a b", "CA": "https://ca.example/dir", "Profile": "short", "EabKid": "-1",
+         "EabHmacKey": "AAAA", "AcmeDir": "/dir", "CheckPort": 5002, "Contact": ["a@b", "tel:0"]}
+
+
+def attribute(key):
+    """The attribute of the settings for a key of the configuration."""
+    return {"CSR": "csr", "CA": "ca", "NoCert": "no_cert"}.get(key) or "".join(
+        "_" + letter.lower() if letter.isupper() else letter for letter in key)[1:]
+
+
+def test_configuration():
+    """Every option can stand in the file; a key that begins with "_" is a comment."""
+    found = script.read_settings(["--config-json", json.dumps(
+        {**TEXTS, "_x": {"a": 1}, "_": [None], "Renew": True})])
+    for key, value in TEXTS.items():
+        expected = {"Contact": ["mailto:a@b", "tel:0"], "CheckPort": "5002"}.get(key, value)
+        assert getattr(found, attribute(key)) == expected
+    assert found.renew
+
+
+@pytest.mark.parametrize("flag", ["NoChain", "NoCert", "Quiet", "Force", "Renew", "DisableCheck"])
+def test_flags(flag):
+    """Flags are true, false, or these words in any case; one that is given is not switched off."""
+    values = {True: True, "TRUE": True, "true": True, False: False, "False": False}
+    for value, expected in values.items():
+        found = settings({flag: value, "FullchainFile": "x"})
+        assert bool(getattr(found, attribute(flag))) == expected
+    option = "--" + attribute(flag).replace("_", "-")
+    assert getattr(settings({flag: False, "FullchainFile": "x"}, option), attribute(flag))
+
+
+def test_the_command_line_wins():
+    """What it says counts, whatever the file says; the last of two counts."""
+    found = settings({**TEXTS, "Quiet": True}, "--ca", "https://b.example/dir", "--cert-file=new",
+                     "--contact", "b@c", "d@e", "--check-port", "80", "--check-port", "81")
+    assert (found.ca, found.cert_file, found.check_port) == ("https://b.example/dir", "new", "81")
+    assert found.contact == ["mailto:b@c", "mailto:d@e"] and found.quiet
+    assert found.account_key == "account.key"
+
+
+@pytest.mark.parametrize("config, words, ca, mode", [
+    ({}, [], script.LETS_ENCRYPT, ""), ({}, ["--test"], script.LETS_ENCRYPT_STAGING, "(test mode)"),
+    ({"CA": "https://a.example"}, [], "https://a.example/directory", ""),
+    ({}, ["--directory-url", "https://a.example/"], "https://a.example/directory", ""),
+    ({}, ["--directory-url=https://a.example/x"], "https://a.example/x", ""),
+    ({"CA": "https://a.example/x"}, ["--test"], script.LETS_ENCRYPT_STAGING, "(test mode)"),
+    ({"CA": "https://a.example/x", "Test": True}, [], script.LETS_ENCRYPT_STAGING, "(test mode)"),
+    ({"Test": True}, ["--ca", "https://a.example/x"], "https://a.example/x", "")])
+def test_which_ca(config, words, ca, mode):
+    """--test wins over the file's CA, and --ca over --test; without a path it is /directory."""
+    found = settings(config, *words)
+    assert (found.ca, found.mode.strip(), bool(found.test)) == (ca, mode, bool(mode))
+
+
+@pytest.mark.parametrize("config, words", [
+    ({"AcountKey": "account.key"}, "AcountKey"), ({"acmedir": "/tmp"}, "acmedir"),
+    ({"Acme-Dir": "/tmp"}, "Acme-Dir"), ({"--quiet": True}, "--quiet"), ({"Version": "1"}, ""),
+    ({"example.org": "/var/www"}, '"example.org" must be {"DocumentRoot"'), ({"a.b": None}, "a.b"),
+    ({"example.org": {"DocumentRot": "/tmp"}}, "example.org"), ({"a.b": {}}, "a.b"),
+    ({"a.b": {"AcmeDir": 5}}, "AcmeDir"), ({"AcmeDir": True}, "AcmeDir"), ({"AcmeDir": "a\0"}, ""),
+    ({"CertFile": None}, "CertFile"), ({"DocumentRoot": 7}, "DocumentRoot"),
+    ({"Quiet": "yes"}, "Quiet"), ({"Quiet": 1}, "Quiet"), ({"Quiet": None}, "Quiet"),
+    ({"Contact": [1]}, "Contact"), ({"EabKid": "x"}, "eab"), ({"EabHmacKey": "AAAA"}, "eab"),
+    ({"EabKid": "x", "EabHmacKey": "k\xe9y!"}, "base64url"), ({"CheckPort": "x"}, "check-port"),
+    ({"EabKid": "x", "EabHmacKey": "a"}, "base64url"), ({"Renew": True}, "--fullchain-file"),
+    *((text, "--config-json") for text in ("{", '{"AcmeDir": "/tmp",}', '"text"', "{}}"))], ids=str)
+def test_wrong_settings(config, words):
+    """What is wrong is named, be it a key, its value or the whole."""
+    text = config if isinstance(config, str) else json.dumps(config)
+    with pytest.raises(Error) as raised:
+        script.read_settings(["--account-key=x", "--csr=y", "--config-json", text])
+    assert words in str(raised.value) and "\n" not in str(raised.value)
+
+
+ROOT, WRONG = {"DocumentRoot": "root/"}, {"AcmeDir": "wrong"}
+RIGHT = {"AcmeDir": "root/.well-known/acme-challenge"}
+
+
+@pytest.mark.parametrize("config, words", [
+    ({"NAME": RIGHT}, []), ({"NAME": ROOT}, []), ({"NAME": {**RIGHT, "DocumentRoot": "no"}}, []),
+    ({"NAME": {**RIGHT, "_note": 1}, **WRONG}, []), ({"NAME": ROOT, **WRONG}, []),
+    ({"NAME": ROOT}, ["--acme-dir", "wrong"]), ({"NAME": ROOT, "TWIN": WRONG}, []),
+    ({"TWIN": ROOT}, []), ({"TWIN": RIGHT, **WRONG}, ["--acme-dir", "wrong"]),
+    ({**RIGHT, "other.example": WRONG}, []), (ROOT, []), ({**RIGHT, "DocumentRoot": "wrong"}, []),
+    ({**WRONG, "DocumentRoot": "wrong"}, ["--acme-dir", "root/.well-known/acme-challenge"]),
+    ({"DocumentRoot": "wrong"}, ["--acme-dir=root/.well-known/acme-challenge/"])], ids=str)
+@pytest.mark.parametrize("name, twin", [
+    ("a.example", "WWW.a.example"), ("www.a.example", "A.example")])
+def test_directories(tmp_path, monkeypatch, config, words, name, twin):
+    """The directory for a name: its own, that of its www. twin, or the global one."""
+    monkeypatch.chdir(tmp_path)
+    for made in "root/.well-known/acme-challenge", "wrong/.well-known/acme-challenge":
+        (tmp_path / made).mkdir(parents=True)
+    config = {{"NAME": name.upper(), "TWIN": twin}.get(key, key): config[key] for key in config}
+    assert directory_of(name, settings(config, *words)) == "root/.well-known/acme-challenge"
+
+
+@pytest.mark.parametrize("entry, words", [
+    *(({key: value}, "a.example: .*" + value) for key in ("DocumentRoot", "AcmeDir")
+      for value in ("missing", "file")),
+    (None, 'a.example: .*"a.example".*--acme-dir')], ids=str)
+def test_no_directory(tmp_path, monkeypatch, entry, words):
+    """A directory that is missing or none is told with the name, and not made."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(Error, match=words):
+        directory_of("a.example", settings({"a.example": entry} if entry else {"b.example": {
+            "AcmeDir": "."}}))
+    assert not (tmp_path / "missing").exists()
+
+
+def test_a_link_that_comes_back(tmp_path, monkeypatch):
+    """What is planted where a challenge file has just been removed is not followed."""
+    (tmp_path / "target").write_text("this is someone's")
+    (tmp_path / "token").symlink_to("target")
+    monkeypatch.setattr(os, "remove", lambda path: None)
+    with pytest.raises(Error, match="/token"):
+        publish(tmp_path / "token")
+    assert (tmp_path / "target").read_text() == "this is someone's"
+
+
+# ---- Waiting
+
+def test_patience(monkeypatch):
+    """The pauses grow up to a bound; what would be too long is not waited for; nothing is tight."""
+    clock, slept = [0], []
+
+    def sleep(seconds):
+        """Let time pass."""
+        slept.append(seconds)
+        clock[0] += seconds
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    patience = Patience(600)
+    while patience.wait(0):
+        assert len(slept) < 200
+    assert slept[:2] == [0, 0.25] and slept[1:] == sorted(slept[1:]) and slept[-1] == 5
+    assert 590 < clock[0] <= 600
+    assert not Patience(120).wait(121) and Patience(120).wait(119)
+
+
+def test_constants():
+    """The waits are those that README.md tells of."""
+    assert {name: getattr(script, name) for name in support.WAITS} == support.WAITS

@@ -1,0 +1,443 @@
+"""The main job, end to end: Pebble issues certificates, nginx serves the challenge files."""
+import base64
+import datetime
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from email.utils import parsedate_to_datetime
+
+import pki
+import pytest
+from pki import check_chain, load_chain
+from servers import has_ipv6
+from support import fake_openssl, fresh_name, shell
+
+core = pytest.mark.core
+PLAIN = {"PEBBLE_WFE_NONCEREJECT": 0, "keyAlgorithm": "ecdsa"}  # requests can be counted
+
+
+def no_challenges_left(nginx, hosts):
+    """Are the challenge files of all hosts gone?"""
+    return not any(path.is_file() for host in hosts for path in nginx.root(host).rglob("*"))
+
+
+def count(ca, path):
+    """How often a Pebble was asked for something."""
+    return sum(request.endswith(path) for request in ca.requests)
+
+
+def error_of(result):
+    """The only error of a run that failed."""
+    assert result.status == 1, result.err
+    [error] = [line for line in result.err.splitlines() if line.startswith("E: ")]
+    return error
+
+
+@pytest.fixture
+def issue(letsacme, nginx, account, csr):
+    """issue(ca, names, ...) asks for a certificate, with the challenge directory that is shared."""
+    def start(ca, names, *args, **options):
+        """A run of letsacme.py; nothing may be left behind."""
+        result = letsacme("--csr", csr(names), "--account-key", account, "--acme-dir",
+                          nginx.challenges, *args, ca=ca, **options)
+        assert not list(nginx.challenges.iterdir())
+        return result
+    return start
+
+
+# --- the command lines of the original, and those of acme-tiny ------------------------------------
+
+@pytest.fixture
+def example(tmp_path, names, account, csr, config):
+    """Lays out account.key, domain.csr and config.json as the examples have them; gives names."""
+    def make(kind="site"):
+        """Three names of one kind of site."""
+        hosts = names(3, kind)
+        shutil.copy(csr(hosts), tmp_path / "domain.csr")
+        shutil.copy(config(hosts), tmp_path / "config.json")
+        return hosts
+    return make
+
+
+def check_file(path, part, hosts, key, pebble):
+    """Checks that a file holds the certificate, the chain, or both."""
+    chain = pebble.management("/intermediates/0").decode()
+    text = path.read_text()
+    assert len(load_chain(text)) == {"cert": 1, "chain": 1, "both": 2}[part]
+    if part == "chain":
+        assert load_chain(text) == load_chain(chain)
+    else:
+        check_chain(text + chain * (part == "cert"), hosts, key, pebble.root)
+
+
+RUN = '"$@" --account-key ./account.key --csr ./domain.csr '
+EXAMPLES = {
+    "literal JSON": (RUN + "--no-chain --config-json '{json}' > ./signed.crt",
+                     {"signed.crt": "cert"}),
+    "chain": (RUN + "--no-cert --config-json config.json > chain.crt", {"chain.crt": "chain"}),
+    "three files": pytest.param(
+        RUN + "--config-json ./config.json "
+        "--cert-file ./signed.cert --chain-file ./chain.crt > ./fullchain.crt",
+        {"signed.cert": "cert", "chain.crt": "chain", "fullchain.crt": "both"}, marks=core),
+    "cron job with retries": (
+        "while true; do if " + RUN + "--config-json ./config.json --cert-file signed1.crt "
+        "> fullchain1.crt 2>> letsacme.log; then cp fullchain1.crt restarted; break; "
+        "else exit 1; fi; done",
+        {"signed1.crt": "cert", "fullchain1.crt": "both", "restarted": "both"}),
+    "nothing printed": (
+        RUN + "--config-json ./config.json --no-cert --no-chain --cert-file signed.crt",
+        {"signed.crt": "cert"}),
+}
+
+
+@pytest.mark.parametrize("line, files", EXAMPLES.values(), ids=EXAMPLES)
+def test_original_command_lines(line, files, example, letsacme, pebble, nginx, key):
+    """What the original's README shows works as it is."""
+    hosts = example()
+    line = line.replace("{json}", (letsacme.folder / "config.json").read_text())
+    result = letsacme(wrapper=shell(line), ca=pebble)
+    assert (result.status, result.out) == (0, ""), result.err
+    for name, part in files.items():
+        check_file(letsacme.folder / name, part, hosts, key(), pebble)
+    assert no_challenges_left(nginx, hosts)
+
+
+@pytest.mark.parametrize("kind", ["alias", "https"])
+def test_ways_of_web_servers(kind, example, letsacme, pebble, nginx, key):
+    """A directory that all names share; a site that leads all to https with an old certificate."""
+    hosts = example(kind)
+    option = "--acme-dir %s/" % nginx.challenges if kind == "alias" else "--config-json config.json"
+    result = letsacme(wrapper=shell(RUN + option + " > both.crt"), ca=pebble)
+    assert result.status == 0, result.err
+    check_file(letsacme.folder / "both.crt", "both", hosts, key(), pebble)
+    assert not list(nginx.challenges.iterdir()) and no_challenges_left(nginx, hosts)
+
+
+@core
+def test_acme_tiny_command_line(example, letsacme, pebble, nginx, key):
+    """An acme-tiny command line works with only the file name changed."""
+    hosts = example("alias")
+    line = RUN + "--acme-dir %s --directory-url %s --check-port %d --quiet " \
+        "--contact mailto:one@mail.example mailto:two@mail.example > signed_chain.crt" \
+        % (nginx.challenges, pebble.directory, nginx.port)
+    result = letsacme(wrapper=shell(line), env={"SSL_CERT_FILE": str(pebble.ca_file)})
+    assert (result.status, result.err) == (0, "")
+    check_file(letsacme.folder / "signed_chain.crt", "both", hosts, key(), pebble)
+
+
+def test_original_csr_command(example, letsacme, pebble):
+    """The original's long openssl command for several names makes a CSR that is good."""
+    hosts = example()
+    line = 'openssl genrsa 2048 > domain.key && openssl req -new -sha256 -key domain.key ' \
+        '-subj "/C=US/ST=CA/O=MY Org/CN=%s" -reqexts SAN -config <(cat ' \
+        '/etc/ssl/openssl.cnf <(printf "[SAN]\nsubjectAltName=%s")) -out domain.csr' \
+        % (hosts[0], ",".join("DNS:" + host for host in hosts))
+    subprocess.run(["bash", "-c", line], cwd=letsacme.folder, check=True, capture_output=True)
+    result = letsacme(wrapper=shell(RUN + "--config-json ./config.json > both.crt"), ca=pebble)
+    assert result.status == 0, result.err
+    check_file(letsacme.folder / "both.crt", "both", hosts, letsacme.folder / "domain.key", pebble)
+
+
+@core
+def test_everything_in_the_file(letsacme, account, csr, pebble, config, names, key):
+    """A whole run is possible with --config-json alone; paths are relative to where it runs."""
+    hosts = names(2)
+    csr(hosts).rename(letsacme.folder / "domain.csr")
+    file = config(hosts, AccountKey=account.name, CSR="domain.csr", CA=pebble.directory,
+                  CheckPort=pebble.http_port, Contact="mailto:me@mail.example", Quiet=True,
+                  CertFile="cert.pem", ChainFile="chain.pem", FullchainFile="fullchain.pem",
+                  _note=["what", {"ever": 1}], _={"example.org": 5})
+    result = letsacme("--config-json", file.name, env={"SSL_CERT_FILE": str(pebble.ca_file)})
+    assert (result.status, result.out, result.err) == (0, "", "")
+    for name, part in ("cert.pem", "cert"), ("chain.pem", "chain"), ("fullchain.pem", "both"):
+        check_file(letsacme.folder / name, part, hosts, key(), pebble)
+
+
+# --- what it says ---------------------------------------------------------------------------------
+
+def test_log(letsacme, basics, pebble, names):
+    """The log tells the stages, the account's URL and what was agreed to; with --quiet, nothing."""
+    hosts = names(2)
+    arguments = [*basics(hosts), "--fullchain-file", "new.pem"]
+    result = letsacme(*arguments, ca=pebble)
+    first, *stages = result.err.splitlines()
+    date = re.match(r"letsacme \d+(?:\.\d+)+, (.*\d\d:\d\d:\d\d GMT): ", first).group(1)
+    age = datetime.datetime.now(datetime.timezone.utc) - parsedate_to_datetime(date)
+    assert datetime.timedelta(0) <= age < datetime.timedelta(hours=1)
+    assert all(host in first for host in hosts)
+    told = iter(stages)
+    for stage in ("Parsing account key...", "Registering account...", "Signing certificate..."):
+        assert stage in told, "%s is missing, or in the wrong place: %s" % (stage, result.err)
+    for line in ["Verifying %s..." % host for host in hosts] + ["  Certificate signed!"]:
+        assert line in stages
+    for url in (pebble.directory.replace("/dir", "/my-account/"), "data:text/plain,"):
+        assert url in result.err
+    [leaf, _] = load_chain((letsacme.folder / "new.pem").read_text())
+    assert "new.pem" in result.err
+    assert leaf.not_valid_after_utc.strftime("%d %b %Y %H:%M:%S GMT") in stages[-1]
+    result = letsacme(*arguments, "--quiet", ca=pebble)
+    assert (result.status, result.err) == (0, "")
+
+
+def test_dry_run(letsacme, basics, pebble, names, key):
+    """With --test the certificate is printed, and all outputs stay; not so beside --ca."""
+    hosts = names(2)
+    for name in ("cert.pem", "fullchain.pem"):
+        (letsacme.folder / name).write_bytes(pki.pem(pki.Issuer().root))
+    live = (letsacme.folder / "cert.pem").read_text()
+    arguments = [*basics(hosts), "--test", "--cert-file", "cert.pem", "--chain-file", "new.pem",
+                 "--fullchain-file", "fullchain.pem"]
+    result = letsacme(
+        *arguments, "--renew", "--check-port", pebble.http_port,
+        constants={"LETS_ENCRYPT_STAGING": pebble.directory},
+        env={"SSL_CERT_FILE": str(pebble.ca_file)})
+    assert result.status == 0, result.err
+    check_chain(result.out, hosts, key(), pebble.root)
+    assert "(test mode)" in result.err and re.search("^W: ", result.err, re.M)
+    assert (letsacme.folder / "cert.pem").read_text() == live
+    assert not (letsacme.folder / "new.pem").exists()
+    result = letsacme(*arguments, ca=pebble)
+    assert (result.status, result.out) == (0, ""), result.err
+    assert "test mode" not in result.err and re.search("^W: .*--test", result.err, re.M)
+    check_file(letsacme.folder / "fullchain.pem", "both", hosts, key(), pebble)
+
+
+# --- keys and requests ----------------------------------------------------------------------------
+
+EC = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:"
+
+
+@pytest.mark.parametrize("account_key, domain_key", [
+    ("openssl genrsa 4096 > account.key", "p256"),
+    ("openssl genrsa 2048 | openssl pkey -traditional > account.key", "rsa4096"),
+    pytest.param("openssl ecparam -genkey -name prime256v1 > account.key", "rsa2048", marks=core),
+    (EC + "P-256 -out account.key", "rsa3072"),
+    pytest.param(EC + "P-384 -out account.key", "p384", marks=core),
+])
+def test_keys(account_key, domain_key, letsacme, pebble, names, csr, config, key):
+    """Account and domain keys of every kind, in the forms that openssl gives them."""
+    subprocess.run(["sh", "-c", account_key], cwd=letsacme.folder, check=True, capture_output=True)
+    hosts = names(2)
+    result = letsacme("--account-key", "account.key", "--csr", csr(hosts, key=key(domain_key)),
+                      "--config-json", config(hosts), ca=pebble)
+    assert result.status == 0, result.err
+    check_chain(result.out, hosts, key(domain_key), pebble.root)
+
+
+def test_capitals_and_punycode(letsacme, basics, pebble, names, csr, nginx, key):
+    """Names are compared without case, in the CSR and in the configuration."""
+    one, two = names(2)
+    hosts = [one, two.upper(), "xn--bcher-kva." + one]
+    letsacme.add_host(hosts[2])
+    roots = {name: {"DocumentRoot": str(nginx.root(name.lower()))}
+             for name in (one.upper(), two, hosts[2])}
+    request = csr(hosts, cn=one.upper(), critical=True)
+    result = letsacme(*basics([one]), "--csr", request, "--config-json", json.dumps(roots),
+                      ca=pebble)
+    assert result.status == 0, result.err
+    check_chain(result.out, hosts, key(), pebble.root)
+
+
+def test_common_name_only(letsacme, basics, pebble, names, csr):
+    """Today's CAs want a SubjectAltName; what Pebble says of a CSR without one is shown."""
+    [host] = names()
+    result = letsacme(*basics([host]), "--csr", csr(cn=host), ca=pebble)
+    assert "Verifying %s..." % host in result.err and "urn:ietf" in error_of(result)
+
+
+def test_name_that_the_ca_refuses(issue, pebble):
+    """What the CA does not want to order is reported; Pebble wants no underscore."""
+    assert "malformed" in error_of(issue(pebble, ["a_b.site.example"]))
+
+
+def test_hundred_names(letsacme, basics, pebble, csr, config, nginx, key):
+    """As many names as Let's Encrypt allows, each with a document root of its own."""
+    hosts = [fresh_name("site") for _ in range(99)]
+    for host in hosts:
+        letsacme.add_host(host)
+    hosts.append("127.0.0.1")  # nss_wrapper's table of names has no room for a hundredth
+    result = letsacme(*basics(hosts), ca=pebble)
+    assert result.status == 0, result.err
+    check_chain(result.out, hosts, key(), pebble.root)
+    assert no_challenges_left(nginx, hosts)
+
+
+ADDRESSES = [["127.0.0.1"], ["::1"], pytest.param(["127.0.0.1", "::1"], marks=core)]
+
+
+@pytest.mark.parametrize("ips", ADDRESSES, ids=["IPv4", "IPv6", "both"])
+def test_addresses(letsacme, pebble, nginx, names, basics, config, key, ips):
+    """Addresses are proved alone and beside names, each in a document root of its own."""
+    if not has_ipv6():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("this machine has no IPv6 loopback")
+    wanted = names(len(ips) - 1)
+    # Where nginx looks for what is asked of an address: an IPv6 address stands in brackets.
+    roots = {ip: {"DocumentRoot": str(nginx.root("[%s]" % ip if ":" in ip else ip))} for ip in ips}
+    seen = len((nginx.folder / "access.log").read_text())
+    result = letsacme(*basics(wanted + ips), "--config-json", config(wanted, **roots), ca=pebble)
+    assert result.status == 0, result.err
+    check_chain(result.out, wanted + ips, key(), pebble.root)
+    log = (nginx.folder / "access.log").read_text()[seen:]
+    for ip in ips:  # the script's own check and the CA's
+        assert re.search("^%s .* 200 .*letsacme/" % ip, log, re.MULTILINE)
+        assert re.search("^%s .* 200 .*[Pp]ebble" % ip, log, re.MULTILINE)
+
+
+# --- the CA's ways --------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("options", [
+    pytest.param({"PEBBLE_WFE_NONCEREJECT": 50}, marks=core), {"strict": True},
+    {"PEBBLE_AUTHZREUSE": 100}, {"PEBBLE_CHAIN_LENGTH": 4, "PEBBLE_ALTERNATE_ROOTS": 2},
+    {"PEBBLE_VA_NOSLEEP": 0, "PEBBLE_VA_SLEEPTIME": 1, "retryAfter": {"authz": 1, "order": 1}},
+], ids=lambda options: next(iter(options)))
+def test_manners_of_the_ca(options, letsacme, basics, pebbles, names, nginx, key):
+    """First with a new account and then with the known one, whatever the CA's ways."""
+    pebble = pebbles(**options)
+    hosts = names(3)
+    arguments = basics(hosts)
+    accounts = []
+    for _ in range(2):
+        served = len(pebble.requests)
+        result = letsacme(*arguments, ca=pebble)
+        assert result.status == 0, result.err
+        chain = check_chain(result.out, hosts, key(), pebble.root)
+        assert len(chain) == 1 + options.get("PEBBLE_CHAIN_LENGTH", 1)
+        accounts += re.findall(r"https://[\w:]+/my-account/\w+", result.err)
+        assert no_challenges_left(nginx, hosts)
+    assert len(accounts) == 2 and accounts[0] == accounts[1]
+    proofs = [request for request in pebble.requests[served:] if "/chalZ/" in request]
+    assert bool(proofs) == (options.get("PEBBLE_AUTHZREUSE") != 100)
+
+
+@pytest.mark.parametrize("way", ["option", "file"])
+def test_profile(issue, pebbles, names, key, config, way):
+    """The certificate lives as long as the profile says; another profile the CA refuses."""
+    ca = pebbles(profiles={"classic": {"description": "90 days", "validityPeriod": 7776000},
+                           "shortlived": {"description": "six days", "validityPeriod": 518400}},
+                 **PLAIN)
+    given = ["--profile", "shortlived"]
+    if way == "file":
+        given = ["--config-json", config([], Profile="shortlived")]
+    wanted = names(1, "alias")
+    result = issue(ca, wanted, *given)
+    assert result.status == 0, result.err
+    certificate = check_chain(result.out, wanted, key(), ca.root)[0]
+    lifetime = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+    assert abs(lifetime.total_seconds() - 518400) < 60
+    assert "short-lived" in error_of(issue(ca, wanted, "--profile", "short-lived"))
+
+
+def test_contact(issue, pebble, names):
+    """Addresses for the account are taken, and the CA's complaint of a wrong one is shown."""
+    wanted = names(1, "alias")
+    error = error_of(issue(pebble, wanted, "--contact", "one@two@three"))
+    assert "one@two@three" in error and "invalidContact" in error
+    given = ["--contact", "mailto:one@site.example", "two@site.example"]
+    assert issue(pebble, wanted, *given).status == 0
+
+
+# --- external account binding ---------------------------------------------------------------------
+
+SECRET = b"\xfb\xff" + bytes(range(32))
+MAC_KEY = base64.urlsafe_b64encode(SECRET).decode()
+assert MAC_KEY.startswith("-_") and MAC_KEY.endswith("==")  # all that base64url can have
+
+
+@pytest.fixture
+def eab_pebble(pebbles):
+    """A Pebble that wants an external account."""
+    return pebbles(externalAccountBindingRequired=True,
+                   externalAccountMACKeys={"kid-1": MAC_KEY.rstrip("=")}, **PLAIN)
+
+
+@core
+def test_external_account(issue, eab_pebble, names, key):
+    """The right pair makes an account; a second run finds that and does not use the pair again."""
+    wanted, accounts = names(1, "alias"), set()
+    for requests, mac_key in (2, MAC_KEY), (1, MAC_KEY.rstrip("=")):
+        before = count(eab_pebble, "/sign-me-up")
+        # A key that starts with "-" needs the form with "=".
+        result = issue(eab_pebble, wanted, "--eab-kid", "kid-1", "--eab-hmac-key=" + mac_key)
+        assert result.status == 0, result.err
+        accounts.update(re.findall("https://.*/my-account/[0-9a-f]+", result.err))
+        assert count(eab_pebble, "/sign-me-up") - before == requests
+        check_chain(result.out, wanted, key(), eab_pebble.root)
+    assert len(accounts) == 1
+
+
+@pytest.mark.parametrize("given, kind", [
+    ([], "externalAccountRequired"),
+    (["--eab-kid", "nobody", "--eab-hmac-key=" + MAC_KEY], "unauthorized"),
+    (["--eab-kid", "kid-1", "--eab-hmac-key", "A" * 44], "unauthorized"),
+], ids=["missing", "wrong id", "wrong key"])
+def test_external_account_refused(issue, eab_pebble, names, given, kind):
+    """Each fault of the pair is reported with the CA's kind of error, before any order."""
+    before = count(eab_pebble, "/order-plz")
+    assert kind in error_of(issue(eab_pebble, names(1, "alias"), *given))
+    assert count(eab_pebble, "/order-plz") == before
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_external_account_key_is_hidden(issue, eab_pebble, names, config, tmp_path, hidden):
+    """A key in the config JSON is on no command line, neither the script's nor openssl's."""
+    log = tmp_path / "commands"
+    witness = "{ tr '\\0' '\\n' < /proc/$PPID/cmdline; printf '%%s\\n' \"$0\" \"$@\"; } >> %s\n" \
+        'exec $real "$@"' % shlex.quote(str(log))
+    given = ["--eab-kid", "kid-1", "--eab-hmac-key=" + MAC_KEY]  # which the witness must see
+    if hidden:
+        given = ["--config-json", config([], EabKid="kid-1", EabHmacKey=MAC_KEY)]
+    result = issue(eab_pebble, names(1, "alias"), *given, env=fake_openssl(tmp_path / "b", witness))
+    assert result.status == 0, result.err
+    seen = log.read_text()
+    assert "letsacme.py" in seen and "-sign" in seen
+    forms = [MAC_KEY.rstrip("="), SECRET.hex(), base64.b64encode(SECRET).decode().rstrip("=")]
+    assert any(form in seen for form in forms) != hidden
+    assert MAC_KEY.rstrip("=") not in result.err + result.out
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+def test_disable_check(letsacme, basics, pebble, key):
+    """Names that this machine cannot look up are proved with --disable-check, and only so."""
+    letsacme.add_host("another.example")
+    hosts = [fresh_name("site")]
+    arguments = basics(hosts)
+    assert "couldn't download http://%s" % hosts[0] in error_of(letsacme(*arguments, ca=pebble))
+    result = letsacme(*arguments, "--disable-check", ca=pebble)
+    assert result.status == 0, result.err
+    check_chain(result.out, hosts, key(), pebble.root)
+
+
+@core
+def test_self_check(letsacme, basics, pebble, names, nginx, tmp_path):
+    """Challenge files that the web server does not show are noticed before the CA looks."""
+    host, lost = names(2)
+    (tmp_path / "elsewhere").mkdir()
+    config = {host: {"DocumentRoot": str(nginx.root(host))},
+              lost: {"AcmeDir": str(tmp_path / "elsewhere")}}
+    served = len(pebble.requests)
+    result = letsacme(*basics([host, lost]), "--config-json", json.dumps(config), ca=pebble)
+    assert re.search(r"^E: .*Wrote file to %s/[\w-]+, but couldn't download "
+                     r"http://%s:\d+/\.well-known/acme-challenge/[\w-]+\b.*404"
+                     % (re.escape(str(tmp_path / "elsewhere")), re.escape(lost)), error_of(result))
+    assert not [request for request in pebble.requests[served:] if "chalZ" in request]
+    assert not list((tmp_path / "elsewhere").iterdir()) and no_challenges_left(nginx, [host])
+
+
+@core
+def test_failed_validation(letsacme, basics, pebble, names, nginx, tmp_path):
+    """Each name that the CA could not verify is told with the CA's reason."""
+    host, *lost = names(3)
+    (tmp_path / "elsewhere").mkdir()
+    config = {name: {"AcmeDir": str(tmp_path / "elsewhere")} for name in lost}
+    config[host] = {"DocumentRoot": str(nginx.root(host))}
+    result = letsacme(*basics([host, *lost]), "--config-json", json.dumps(config),
+                      "--disable-check", ca=pebble)
+    assert result.status == 1
+    for name in lost:
+        assert re.search("^E: .*%s: .*404" % re.escape(name), result.err, re.M)
+    assert not re.search("^E: .*%s" % re.escape(host), result.err, re.M)
+    assert not list((tmp_path / "elsewhere").iterdir()) and no_challenges_left(nginx, [host])

@@ -1,0 +1,227 @@
+"""What a person is told after the mistakes that people make most: whole messages, each of them read
+by someone who asked "would I know what to do now?". They are in words.txt, with the exit status.
+
+There, {site} is the folder of most files, in {folder}, {ca} the CA, {port} the port of the site,
+{token} a challenge's and {date} any; {...} are words of openssl, the resolver or by chance.
+"""
+import json
+import os
+import re
+
+import pytest
+import scripted_ca
+import support
+import test_ways
+from scripted_ca import MISSING, change, problem, put, replace
+
+trial, web = scripted_ca.trial, test_ways.web
+WORDS = dict(re.findall(r"^(\S.*):\n((?:.+\n)*.+)", support.TOP.joinpath(
+    "tests/words.txt").read_text(encoding="utf-8"), re.M))
+
+
+# ---- Mistakes: functions that change a run (its options "--..." and how it is started)
+
+def also(**changes):
+    """Other options: also(csr="x") is --csr x in the trial's folder; None takes one away."""
+    def mistake(run, trial):
+        for name, value in changes.items():
+            run["args"]["--" + name.replace("_", "-")] = (
+                trial.site / value if isinstance(value, str) else value)
+    return mistake
+
+
+def words(**changes):
+    """Other options, whose values are no files."""
+    def mistake(run, trial):
+        for name, value in changes.items():
+            run["args"]["--" + name.replace("_", "-")] = value
+    return mistake
+
+
+def file(option, content):
+    """An option names a file that holds a text, bytes, or what a function of the trial gives."""
+    def mistake(run, trial):
+        data = content(trial) if callable(content) else content
+        trial.site.joinpath("file").write_bytes(data if isinstance(data, bytes) else data.encode())
+        run["args"][option] = trial.site / "file"
+        run["changed"] = ["file"]
+    return mistake
+
+
+def copy(option, what):
+    """An option names a file like another one of the trial."""
+    return file(option, lambda trial: getattr(trial, what).read_bytes())
+
+
+def config(value):
+    """A configuration, in a file."""
+    return file("--config-json", value if isinstance(value, str) else json.dumps(value))
+
+
+def csr(*names):
+    """A CSR for other names."""
+    return file("--csr", lambda trial: support.write_csr(
+        trial.folder / "other.csr", names, trial.key).read_bytes())
+
+
+def key(kind):
+    """An account key of another kind."""
+    return file("--account-key", lambda trial: support.write_key(
+        trial.folder / "other.key", kind).read_bytes())
+
+
+def root(mode):
+    """A document root with this mode, from the point of view of its owner."""
+    def mistake(run, trial):
+        (trial.site / "root").mkdir()
+        (trial.site / "root").chmod(mode)
+        run.update(wrapper=support.UNPRIVILEGED, changed=["root"])
+        run["args"].update({"--acme-dir": None, "--config-json": json.dumps(
+            {"DocumentRoot": str(trial.site / "root")})})
+    return mistake
+
+
+def no_openssl(run, trial):
+    """An empty PATH."""
+    run["env"] = {"PATH": str(trial.challenges)}
+
+
+def unknown_root(run, trial):
+    """The CA's certificate is signed by nobody who is known here."""
+    (trial.folder / "other.pem").write_bytes(scripted_ca.pem(scripted_ca.Issuer().root))
+    run["env"] = {"SSL_CERT_FILE": str(trial.folder / "other.pem")}
+
+
+def site(head):
+    """The web server answers otherwise."""
+    def mistake(run, trial):
+        run["ca"] = {"http_port": trial.web(head)}
+    return mistake
+
+
+def ca(script=None, **more):
+    """The CA answers otherwise."""
+    def mistake(run, trial):
+        run.update(script=script, ca=more)
+    return mistake
+
+
+def url(address):
+    """An address instead of the CA's."""
+    def mistake(run, trial):
+        run["args"]["--ca"] = address
+    return mistake
+
+
+def full_disk(run, trial):
+    """The outputs are to be written to a disk that has no room."""
+    (trial.site / "disk").mkdir()
+    run["args"].update({"--cert-file": trial.site / "disk/cert.pem", "--chain-file": None})
+    unshare = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
+    run["wrapper"] = [*unshare, "sh", "-c", 'mount -t tmpfs -o size=4k none "$1" && echo > "$1/x"'
+                      ' && shift && "$@"', "sh", trial.site / "disk"]
+
+
+MISTAKES = {
+    "no --csr": also(csr=None),
+    "no account key": also(account_key=None),
+    "a typing error in an option": words(fulchain_file="fullchain.pem"),
+    "a stray word": words(quiet="example.org"),
+    "a stray word that may be a secret": words(quiet="c2VjcmV0LXNlY3JldC1zZWNyZXQ"),
+    "an option without its value": words(csr=True),
+    "the configuration is missing": also(config_json="none.json"),
+    "the configuration is no JSON": config('{"AcmeDir": "/tmp",}'),
+    "the configuration is a list": config([]),
+    "an unknown key": config({"AcountKey": "account.key"}),
+    "a name with a path alone": config({"example.org": "/var/www"}),
+    "an unknown key in an entry": config({"example.org": {"DocumentRot": "/var/www"}}),
+    "a number as a path": config({"example.org": {"AcmeDir": 5}}),
+    "a flag that is neither": config({"Renew": "yes"}),
+    "a list as a path": config({"CertFile": ["cert.pem"]}),
+    "--renew alone": words(renew=True),
+    "a key for EAB without its name": words(eab_hmac_key="c2VjcmV0"),
+    "the account key is missing": also(account_key="none.key"),
+    "the account key has a password": key("encrypted"),
+    "the account key is of another kind": key("ed25519"),
+    "the account key is a certificate": copy("--account-key", "cert"),
+    "the CSR is missing": also(csr="none.csr"),
+    "the CSR is a certificate": copy("--csr", "cert"),
+    "the CSR is a key": copy("--csr", "key"),
+    "the CSR is empty": file("--csr", ""),
+    "the CSR is DER": file("--csr", b"\x30\x82\x01\x00\x02\x01\x00\x30"),
+    "the CSR has the account key": copy("--account-key", "key"),
+    "no name": csr(),
+    "a wildcard": csr("example.org", "*.example.org"),
+    "a name without an entry": words(acme_dir=None, config_json=json.dumps(
+        {"other.example": {"DocumentRoot": "/var/www"}})),
+    "a document root that is not there": words(acme_dir=None, config_json=json.dumps(
+        {"site.example": {"DocumentRoot": "/var/ww/html"}})),
+    "a directory that is not there": also(acme_dir="chalenges"),
+    "a document root that may not be written": root(0o555),
+    "an output is a configuration": file("--fullchain-file", '{"AcmeDir": "/tmp"}'),
+    "an output is a directory": also(fullchain_file="challenges"),
+    "an output is in no directory": also(fullchain_file="none/fullchain.pem"),
+    "two outputs are one": also(cert_file="cert.pem", chain_file="cert.pem"),
+    "the site has not got the file": site("HTTP/1.0 404 Not Found"),
+    "the site shows something else": site("HTTP/1.0 200 OK\r\n\r\n<html>Hello"),
+    "the site goes to https, which is closed": site(
+        "HTTP/1.0 301 Moved\r\nLocation: https://site.example:1/"),
+    "--ca is no directory": ca({"directory": replace(b"<html>Hello")}),
+    "--ca is not found": ca({"directory": replace(b"<html>404", status=404)}),
+    "--ca is of no host": url("https://acme.invalid/directory"),
+    "--ca is nowhere": url("https://localhost:1/directory"),
+    "--ca is without TLS": url("http://localhost/directory"),
+    "--ca is no URL": url("letsencrypt"),
+    "openssl is missing": no_openssl,
+    "the CA is not trusted": unknown_root,
+    "EAB is needed": ca(eab={"me": b"key"}),
+    "the CA offers no http-01": ca({"authz": put("challenges.2", MISSING)}),
+    "a rate limit": ca({"newOrder": problem("rateLimited", 429, {"Retry-After": "3600"},
+                                             detail="too many certificates")}),
+    "a new account has no URL": ca({"newAccount": change(headers={"Location": None})}),
+    "the disk is full": full_disk,
+}
+
+
+def masked(said, trial, ca):
+    """What was said, without what differs from run to run."""
+    replacements = {"{site}": trial.site, "{folder}": trial.folder}
+    replacements.update({"{ca}": ca.base, "{port}": ca.http_port} if ca else {})
+    for name, text in replacements.items():
+        said = said.replace(str(text), name)
+    said = re.sub(r"(?<=/)[\w-]{32}\b", "{token}", said)
+    said = re.sub(r"\w{3}, \d\d \w{3} \d{4} [\d:]{8} GMT", "{date}", said)
+    return re.sub(r"{folder}/n\d+-[0-9a-f]+\.csr\.example", "{csr}", said)
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_words(trial, web, name):
+    """Each message, word for word; with LETSACME_WORDS, a file gets what is said now."""
+    trial.web = web
+    run = {"args": {}, "script": None, "scale": 0.005, "ca": {}}
+    MISTAKES[name](run, trial)
+    if "--ca" in run["args"]:
+        result = trial.letsacme(*trial.arguments(run["args"]), scale=run["scale"],
+                                env={"RES_OPTIONS": "attempts:1 timeout:1"})
+    else:
+        result = trial.run(**run)
+    errors = "\n".join(scripted_ca.refusals(result.err))
+    said = "%d %s" % (result.status, masked(errors, trial, getattr(result, "ca", None)))
+    told = WORDS.get(name, "")
+    same = re.fullmatch(".*".join(map(re.escape, told.split("{...}"))), said)
+    if "LETSACME_WORDS" in os.environ:
+        with open(os.environ["LETSACME_WORDS"], "a") as words_now:
+            words_now.write("%s:\n%s\n\n" % (name, told if same else said))
+    else:
+        assert same, said
+
+
+def test_table():
+    """There is a mistake to each message, and the other way round."""
+    assert WORDS.keys() == MISTAKES.keys()
+
+
+def test_nothing_at_all(letsacme):
+    """Without any argument one gets the help, as what went wrong."""
+    result, helped = letsacme(), letsacme("-h")
+    assert (result.status, result.out, result.err) == (2, "", helped.out)
