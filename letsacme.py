@@ -871,7 +871,7 @@ def read_configuration(source):
             texts = value if key == 'Contact' and isinstance(value, list) else [value]
             good = key == 'CheckPort' or all(map(is_text, texts))  # a port may be a number
             require(good, f'"{key}" must be text')
-            options[KEYS[key]] = ' '.join(map(str, texts))
+            options[KEYS[key]] = to_path(' '.join(map(str, texts)))
         else:
             require(f'{value}'.lower() in ('true', 'false'), f'"{key}" must be true or false')
             options[KEYS[key]] = f'{value}'.lower() == 'true'
@@ -884,11 +884,15 @@ def directory_in(name, entry):
     told = ': it is no option' if name in entry else f', not {", ".join(entry) or "empty"}'
     require(good and len(good) == len(paths), f'"{name}" must be {{"DocumentRoot": PATH}} or '
             f'{{"AcmeDir": PATH}}{told}')
-    return paths.get('AcmeDir') or paths['DocumentRoot'].rstrip('/') + WELL_KNOWN
+    return to_path(paths.get('AcmeDir') or paths['DocumentRoot'].rstrip('/') + WELL_KNOWN)
 
 def is_text(value):
     """Return whether a JSON value is text that can be a path: no NUL, no lone surrogate."""
     return isinstance(value, str) and not re.search('[\0\ud800-\udc7f\udd00-\udfff]', value)
+
+def to_path(text):
+    """Return text from JSON as paths are here; in the C locale, Python 3.6 takes them for ASCII."""
+    return os.fsdecode(text.encode('utf-8', 'surrogateescape'))
 
 # ---- Trouble, words and signals
 
@@ -921,7 +925,8 @@ def reason(error):
     known = isinstance(cause, (Error, OSError, ssl.CertificateError))
     words = f'{getattr(cause, "strerror", None) or cause}' if known else ''
     words = re.sub(r'\[SSL.*?\] | ?\(?_ssl\.c:[0-9]+[):]* ?', '', words)
-    if 'certificate verify failed' in words:
+    if isinstance(cause, ssl.CertificateError) or 'certificate verify failed' in words:
+        words = 'certificate verify failed: ' + words.replace('certificate verify failed: ', '')
         words += ' (SSL_CERT_FILE can name the root of a private CA)'
     return words or 'cut short, or not as it should be'
 

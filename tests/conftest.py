@@ -52,15 +52,20 @@ def pytest_generate_tests(metafunc):
                              indirect=True, scope="session")
 
 
+# These run in pytest's own Python, or look at what is the same under every Python.
+ONCE = "test_parsing", "test_fuzz", "test_budget", "test_readme", "test_words"
+
+
 def pytest_collection_modifyitems(config, items):
     """Leaves only the core tests to the Pythons between the first and the last."""
-    ends = support.interpreters()[0], support.interpreters()[-1]
+    first, last = support.interpreters()[0], support.interpreters()[-1]
     chosen, others = [], []
     for item in items:
         params = item.callspec.params if hasattr(item, "callspec") else {}
-        python = params.get("python", ends[0])
+        python = params.get("python", first)
         item.user_properties.append(("python", python.word))
-        fits = python in ends or item.get_closest_marker("core")
+        once = item.module.__name__ in ONCE and python is not last
+        fits = (python in (first, last) and not once) or item.get_closest_marker("core")
         (chosen if fits else others).append(item)
     items[:] = chosen
     config.hook.pytest_deselected(items=others)

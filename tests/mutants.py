@@ -55,7 +55,7 @@ MUTANTS = [
     ("numbers of a signature are not padded", ".rjust(self.size, b'\\0')", "",
      "test_protocol nonces_are_refused"),
     # files
-    ("an output is not flushed", "os.fsync(file.fileno())", "pass", "test_outputs"),
+    ("an output is not flushed", "os.fsync(file.fileno())", "pass", "test_parsing on_the_disk"),
     ("the mode of an output is lost", "os.chmod(file.fileno(), old.st_mode & 0o7777)", "pass",
      "test_outputs mode"),
     ("a link is followed when an output is overwritten", " | os.O_NOFOLLOW", "",

@@ -226,7 +226,9 @@ def test_other_scripts(trial, locale):
     trial.works(args={"--acme-dir": None, "--config-json": "config.json"}, env=env)
     trial.fails({"newOrder": problem("malformed", detail=WORDS)}, WORDS,
                 args={"--acme-dir": folder}, env=env)
-    trial.refused(WORDS, args={"--acme-dir": folder / WORDS}, env=env)
+    # Python 3.6 takes paths for ASCII in such a locale, so that "?" stands for each odd byte.
+    shown = WORDS if support.interpreter().version > (3, 6) or locale == "C.UTF-8" else "/site/"
+    trial.refused(shown, args={"--acme-dir": folder / WORDS}, env=env)
 
 
 @core

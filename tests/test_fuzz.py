@@ -69,7 +69,10 @@ class Wire:
         self.world.clock += 0.05
         if len(self.world.ca.requests) > 2000:
             raise Endless
-        reply = self.world.ca.answer(scripted_ca.Request(method, path, headers, body))
+        try:
+            reply = self.world.ca.answer(scripted_ca.Request(method, path, headers, body))
+        except (LookupError, TypeError, AttributeError):  # a fault has spoilt what the CA keeps
+            raise ConnectionResetError from None
         return io.BytesIO(reply.render(head=method == "HEAD"))
 
     def close(self):

@@ -70,7 +70,7 @@ def test_every_answer_is_lost(trial, resource, fault):
 @core
 def test_the_ca_comes_up_later(trial):
     """A CA that is down at first is waited for, and the log says so."""
-    result = trial.works(ca={"down": 0.5})
+    result = trial.works(ca={"down": 2})
     assert "W: " in result.err
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pki
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.quick
 # ---- All that these tests know of the inside of letsacme.py
 
 elements, values_of, read_time = script.elements, script.values_of, script.read_time
+write_outputs = script.write_outputs  # bytes by path
 Error, Patience, directory_of = script.Error, script.Patience, script.challenge_directory
 
 
@@ -398,6 +400,18 @@ def test_a_link_that_comes_back(tmp_path, monkeypatch):
     with pytest.raises(Error, match="/token"):
         publish(tmp_path / "token")
     assert (tmp_path / "target").read_text() == "this is someone's"
+
+
+def test_outputs_are_on_the_disk_before_they_are_in_place(tmp_path, monkeypatch):
+    """Else a power cut could leave an empty file under the right name."""
+    done, paths = [], [str(tmp_path / name) for name in ("cert", "chain")]
+    for name in "fsync", "rename":
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, name=name, real=real: (
+            done.append(name), real(*args)))
+    write_outputs({path: path.encode() for path in paths})
+    assert done == ["fsync", "fsync", "rename", "rename"]
+    assert [Path(path).read_text() for path in paths] == paths
 
 
 # ---- Waiting

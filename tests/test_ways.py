@@ -211,7 +211,7 @@ def test_refusals_that_do_not_matter(trial):
                          ids=["challenge", "finalize"])
 def test_answers_that_never_get_through(trial, script):
     """The CA has done what it was asked, but never manages to say so: the order does."""
-    trial.works(script, scale=0.01, constants={"DOUBT_PATIENCE": 5})
+    trial.works(script, waits={"REQUEST_PATIENCE": 1.2, "DOUBT_PATIENCE": 5})
 
 
 def test_the_answer_to_no_challenge_gets_through(trial):

@@ -77,17 +77,18 @@ class Trial:
         with ScriptedCA(folder, script, **options) as ca:
             yield ca
 
-    def run(self, script=None, args=None, ca=None, waits=None, changed=(), timeout=60, **run):
+    def run(self, script=None, args=None, ca=None, waits=None, changed=(), timeout=60,
+            constants=None, **run):
         """Run it to its end; args are changed options, ca are options of the scripted CA.
 
-        `waits` are other waits than WAITS, or all are scaled; `changed` names what else in the site
-        may differ afterwards, which is the test's to check.
+        `waits` are other waits than WAITS, unless all are scaled; `changed` names what else in the
+        site may differ afterwards, which is the test's to check.
         """
         before = snapshot(self.site)
         with self.serve(script, **(ca or {})) as server:
             waits = {} if "scale" in run else {**WAITS, **(waits or {})}
             result = self.letsacme(*self.arguments(args), ca=server, timeout=timeout,
-                                   constants=waits, **run)
+                                   constants={**waits, **(constants or {})}, **run)
         result.ca = server
         outputs = ["cert.pem", "chain.pem"] if result.status == 0 else []
         self.judge(result.err, before, [*changed, *outputs])
