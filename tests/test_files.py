@@ -10,6 +10,7 @@ import pki
 import pytest
 import trials
 from faults import delivered, late, problem
+import support
 from support import UNPRIVILEGED, cases, end, shell
 
 core = pytest.mark.core
