@@ -1,18 +1,21 @@
 #!/usr/bin/env python3
-"""Get a certificate from Let's Encrypt, or from another ACME CA, and print it.
+r"""Get a certificate from Let's Encrypt, or from another ACME CA, and print it.
 
-For example:  letsacme.py --account-key account.key --csr domain.csr --renew
-                  --acme-dir /var/www/challenges --fullchain-file fullchain.crt
+For example, in a cron job:
+
+  letsacme.py --account-key account.key --csr domain.csr --renew \
+      --acme-dir /var/www/challenges --fullchain-file fullchain.crt
 
   --account-key FILE     private key of your account with the CA, in PEM
   --csr FILE             your certificate signing request, in PEM
   --config-json JSON     configuration: a JSON file, or the JSON text itself
-  --acme-dir DIR         challenge directory of the names that have none there
+  --acme-dir DIR         challenge directory of the names without an entry in it
   --cert-file FILE       write the certificate to this file
   --chain-file FILE      write the chain to this file
   --fullchain-file FILE  write both to this file instead of printing them
   --renew                only act if what is in --fullchain-file is due
-  --ca, --directory-url URL  the CA's directory; without a path, /directory
+  --ca, --directory-url URL
+                         directory of the CA; /directory if it has no path
   --profile NAME         the CA's certificate profile to ask for
   --contact ADDRESS ...  mail addresses for the account, should it be new
   --eab-kid ID           external account binding, if the CA asks for it, ...
@@ -26,6 +29,7 @@ For example:  letsacme.py --account-key account.key --csr domain.csr --renew
   --test                 print a test certificate, leave the output files alone;
                          has no effect beside --ca
   -h, --help, --version  print this, or the version
+
 Running it agrees to the CA's terms of service.
 Exit status: 0 issued, 1 failed, 2 wrong usage, 3 nothing was due,
 128 + N ended by signal N.
@@ -106,11 +110,12 @@ def run(settings):
             return 3
         register(ca, settings)
         order = place_order(ca, csr, old, settings.profile)
+        order_url = order.location
         if order['status'] == 'pending':
             challenges = prove(ca, order, directories, settings)
-            order = validate(ca, order.location, challenges)
+            order = validate(ca, order_url, challenges)
         log(f'Signing certificate...{settings.mode}')
-        chain = issue(ca, order, csr)
+        chain = issue(ca, order_url, order, csr)
     deliver(chain, outputs, settings)
     return 0
 
@@ -128,8 +133,8 @@ def register(ca, settings):
             protected, ca.key.jwk, lambda data: hmac.new(secret, data, 'sha256').digest())
         answer = ca.ask(url, account)
     ca.account_url = answer.made().location
-    terms = [meta.get('termsOfService') for meta in ca.directory.objects('meta')]
-    log(f'  {ca.account_url}, terms of service: {"".join(map(str, terms))}')
+    terms = [f'{meta.get("termsOfService", "")}' for meta in ca.directory.objects('meta')]
+    log(f'  {ca.account_url}, terms of service: {"".join(terms) or "none"}')
 
 def place_order(ca, csr, old, profile):
     """Return a new order (RFC 8555, 7.4), which may replace an old certificate (RFC 9773, 5)."""
@@ -195,7 +200,7 @@ def self_check(name, path, content, port):
             found = answer.read(MOST_BYTES).rstrip().decode('utf-8', 'replace')
         if found == content:
             return []
-        trouble = f'something else is there: {found:.200}'
+        trouble = f'something else is there: {found:.80}'
     except NETWORK_TROUBLE as error:
         trouble = reason(error)
     for target in getattr(request, 'redirect_dict', []):  # where urllib has noted them
@@ -206,26 +211,39 @@ def validate(ca, order_url, challenges):
     """Have the CA validate all names; return the order after that (RFC 8555, 7.5.1). Raise Error if
     it cannot, which CAs show in the answer to a challenge, the authorization or the order."""
     complaints = answer_challenges(ca, challenges)
-    patience = Patience(DOUBT_PATIENCE if complaints else WORK_PATIENCE, FIRST_PAUSE)
+    try:
+        order = await_validation(ca, order_url, challenges, bool(complaints))
+        if order['status'] in ('ready', 'processing', 'valid'):
+            log('  Verified!')
+            return order
+        failures = list_failures(ca, order, challenges, complaints)
+    except Error as error:
+        failures = [f'{name}: {words}' for name, words in complaints.items()] + list(error.args)
+    raise Error(*failures)
+
+def await_validation(ca, order_url, challenges, in_doubt):
+    """Return the order once it is not pending, or a name has failed, or patience is at its end."""
+    patience = Patience(DOUBT_PATIENCE if in_doubt else WORK_PATIENCE, FIRST_PAUSE)
     waiting = [url for url, _ in challenges.values()]
     order = ca.read(order_url)
     while order['status'] == 'pending':
         authorization = first_unproved(ca, waiting)
         if authorization is not None and has_failed(authorization):
             break
-        if not patience.wait(0 if complaints else order.poll_pause()):
+        if not patience.wait(0 if in_doubt else order.poll_pause()):
             break
         order = ca.read(order_url)
-    if order['status'] in ('ready', 'processing', 'valid'):
-        log('  Verified!')
-        return order
-    raise Error(*list_failures(ca, order, challenges, complaints))
+    return order
 
 def answer_challenges(ca, challenges):
     """Tell the CA that the files are there (RFC 8555, 7.5.1); return its complaints by name."""
     complaints = {}
     for name, (_, url) in challenges.items():
-        answer = ca.ask(url, {})
+        try:
+            answer = ca.ask(url, {})
+        except Error as error:
+            complaints[name] = f'{error}'
+            break
         if answer.code >= 300:
             complaints[name] = answer.refusal()
         elif has_failed(answer):
@@ -261,13 +279,15 @@ def has_failed(thing):
             or thing.get('status') == 'pending' and 'error' in thing  # smallstep's CA
             or any(map(has_failed, thing.objects('challenges'))))
 
-def issue(ca, order, csr):
+def issue(ca, order_url, order, csr):
     """Return the certificate that the CA issues for an order (RFC 8555, 7.4), and its chain."""
-    order_url, complaint = order.location, ''
+    complaint = ''
     if order['status'] == 'ready':
         order = ca.ask(order['finalize'], {'csr': b64(csr.der)})
         if order.code >= 300:  # perhaps since an earlier try got through: the order decides
-            complaint, order = order.refusal(), ca.read(order_url)
+            complaint = order.refusal()
+            with about(f'{order_url}: {complaint}'):
+                order = ca.read(order_url)
     patience = Patience(WORK_PATIENCE)
     while order['status'] in ('processing', 'valid'):
         ready = order['status'] == 'valid' and order.get('certificate')
@@ -310,8 +330,9 @@ def read_old(path):
 
 def is_due(ca, csr, old, outputs):
     """Return whether a certificate is to be renewed now; each run finds the same moment for it."""
-    if (csr.names.keys() - old.names.keys() or csr.public_key != old.public_key
-            or not all(map(os.path.exists, outputs.values()))):
+    missing = [path for option, path in outputs.items() if not os.path.exists(path)
+               or option != 'chain_file' and not os.path.getsize(path)]
+    if csr.names.keys() - old.names.keys() or csr.public_key != old.public_key or missing:
         log('Due for renewal: now, since another key, name or output file is wanted')
         return True
     lifetime = old.ends - old.starts
@@ -338,7 +359,8 @@ class CA:
     def __init__(self, url, key):
         self.url, self.key, self.account_url = url, key, None
         self.directory, self.nonce, self.connections = None, None, {}
-        self.tls = ssl.create_default_context()  # SSL_CERT_FILE names the root of a private CA
+        with about('SSL_CERT_FILE or SSLKEYLOGFILE'):
+            self.tls = ssl.create_default_context()  # SSL_CERT_FILE: the root of a private CA
 
     def resource(self, name):
         """Return a URL of the CA's directory (RFC 8555, 7.1.1); raise Error if it has none."""
@@ -365,7 +387,7 @@ class CA:
             try:
                 answer = self.send(method, url, payload, troubled)
                 after = answer.retry_after()
-                if answer.problem == 'badNonce' and bad_nonces < 100:
+                if answer.code >= 400 and answer.problem == 'badNonce' and bad_nonces < 100:
                     bad_nonces += 1
                     continue
                 if answer.code < 500 and (answer.code != 429 or after is None):
@@ -488,7 +510,8 @@ class Answer(dict):
 
     def made(self):
         """Return the answer; raise Error if it does not say where it has made something."""
-        require('Location' in self.accepted().headers, f'{self.url}: the answer has no Location')
+        location = self.accepted().headers.get('Location', '')
+        require(location.startswith('https://'), f'{self.url}: the answer has no Location')
         return self
 
     def retry_after(self):
@@ -496,8 +519,10 @@ class Answer(dict):
         value = self.headers.get('Retry-After', '')
         if re.match(r'[0-9]{1,9}\Z', value):
             return int(value)
-        date = parsedate_tz(value)
-        return max(0, mktime_tz(date) - time.time()) if date else None
+        try:
+            return min(max(0, mktime_tz(parsedate_tz(value)) - time.time()), 10 ** 9)
+        except Exception:  # the Pythons differ in what they raise for a date that is none
+            return None
 
     def poll_pause(self):
         """Return for how many seconds not to look again: some CAs ask for hours."""
@@ -516,7 +541,8 @@ def read_answer(url, response, body):
 
 def in_words(thing):
     """Return a problem (RFC 8555, 6.7), an order, an authorization or a challenge in words."""
-    known = [f'{thing.get(field)}' for field in ('detail', 'type', 'status') if field in thing]
+    fields = [thing.get(field) for field in ('detail', 'type', 'status')]
+    known = [f'{field}' for field in fields if isinstance(field, (str, int))]
     parts = [thing.earlier + (', '.join(known) or f'HTTP status {thing.code}')]
     for each in [thing] + thing.objects('challenges'):
         parts += [in_words(error) for error in each.objects('error')]
@@ -602,7 +628,8 @@ class SigningRequest:
 
     def __init__(self, path):
         with about(path):
-            [self.der] = read_pem(read_file(path), 'CERTIFICATE REQUEST')
+            self.der, *more = read_pem(read_file(path), 'CERTIFICATE REQUEST')
+            require(not more, 'holds more than one certificate signing request')
             [(_, request)] = elements(self.der)
             (_, information), *_ = elements(request)
             _, (_, subject), (_, self.public_key), *_ = elements(information)
@@ -704,8 +731,8 @@ def read_time(text):
 # ---- Files
 
 # Certificates in PEM and nothing else; the last one may be cut, as by a crash
-CERTIFICATES = re.compile(
-    rb'\s*|(\s*-----BEGIN CERTIFICATE-----[^-]*(-----END CERTIFICATE-----)?)+[\sA-Z-]*')
+CERTIFICATES = re.compile(rb'\s*(-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]*'
+                          rb'(-----END CERTIFICATE-----\s*)?)*(-[A-Z -]*)?')
 
 def challenge_directory(name, settings):
     """Return the directory for a name's challenge file; raise Error if it cannot be used."""
@@ -746,14 +773,22 @@ def check_output(path):
 def may_be_replaced(path):
     """Return whether a new file, of the same owner and group, can take the place of a file."""
     folder, user = os.path.dirname(path), os.geteuid()
-    if not os.access(folder, os.W_OK | os.X_OK) or os.path.ismount(path):
+    if not os.access(folder, os.W_OK | os.X_OK) or is_mounted(path):
         return False
     if not os.path.exists(path):
         return True
     old, around = os.stat(path), os.stat(folder)
     if around.st_mode & stat.S_ISVTX and user not in (old.st_uid, around.st_uid):
         return False  # in a sticky directory, files of others cannot be replaced
-    return user == 0 or old.st_uid == user and old.st_gid in (os.getegid(), *os.getgroups())
+    if user == 0:
+        return os.access(path, os.W_OK)  # or it is immutable, even for root
+    return old.st_uid == user and old.st_gid in (os.getegid(), *os.getgroups())
+
+def is_mounted(path):
+    """Return whether a file is a mount point, as in a container, so that nothing can replace it."""
+    mounts = '/proc/self/mountinfo'  # os.path.ismount() misses those from the same file system
+    known = read_file(mounts).split() if os.path.exists(mounts) else []
+    return os.path.ismount(path) or os.fsencode(path.replace(' ', '\\040')) in known
 
 def write_outputs(contents):
     """Write files (bytes by path): all new ones beside their targets first, then each is put in
@@ -761,7 +796,7 @@ def write_outputs(contents):
     new = {}
     for path, content in contents.items():
         if may_be_replaced(path):
-            beside = f'{path}.{os.urandom(4).hex()}'
+            beside = os.path.join(os.path.dirname(path), f'.letsacme-{os.urandom(4).hex()}')
             TEMPORARY.append(beside)
             # Without the power to give a file away, which even root may lack, it is overwritten.
             with about(path), contextlib.suppress(PermissionError):
@@ -797,7 +832,9 @@ def overwrite(path, content):
 def read_file(path):
     """Return the bytes of a file, up to MOST_BYTES; raise Error if it cannot be read."""
     with about(path), open(path, 'rb') as file:
-        return file.read(MOST_BYTES)
+        data = file.read(MOST_BYTES + 1)
+        require(len(data) <= MOST_BYTES, f'has more than {MOST_BYTES} bytes')
+        return data
 
 def remove(*paths):
     """Remove files as far as that can be done."""
@@ -813,13 +850,14 @@ def read_settings(argv):
     """Return what the command line and its configuration want; raise Error if that is wrong."""
     if not argv or {'-h', '--help', '--version'} & {*argv}:
         words = VERSION if '--version' in argv else __doc__.rstrip()
-        print(words, file=sys.stdout if argv else sys.stderr)
+        with about('standard output'):
+            print(words, file=sys.stdout if argv else sys.stderr, flush=True)
         sys.exit(0 if argv else 2)
     given = read_command_line(argv)
     configured, named = read_configuration(given.get('--config-json', '{}'))
     options = {**dict.fromkeys(OPTIONS, ''), '--ca': LETS_ENCRYPT, **configured, **given}
     settings = types.SimpleNamespace(**{key[2:].replace('-', '_'): options[key] for key in options})
-    settings.directories = {**named, '': settings.acme_dir or named.get('documentroot')}
+    settings.directories = {**named, '': settings.acme_dir or named.get('')}
     log.quiet, settings.mode = settings.quiet, ''
     if settings.test and '--ca' in given:
         log('W: --test has no effect beside --ca')
@@ -844,7 +882,7 @@ def read_command_line(argv):
     while words:
         name, *values = re.sub(r'^--directory-url(?=$|=)', '--ca', words.pop(0)).split('=', 1)
         # A long word may be a key for external account binding, which must not get into a log.
-        told = re.sub(r'[\w+/-]{20,}', '(not shown)', name)
+        told = re.sub(r'[\w+/-]{16,}', '(not shown)', name)
         require(name in OPTIONS, f'unknown option or word: {told} (-h tells what there is)')
         takes = OPTIONS[name]
         while words and words[0][:2] != '--' and (takes == 'ADDRESS' or takes and not values):
@@ -855,7 +893,7 @@ def read_command_line(argv):
 
 def read_configuration(source):
     """Return the options of a configuration and challenge directories by name; or raise Error."""
-    literal = re.search('[{"]', source)  # else it is a file's path, which can be told
+    literal = re.search('[{"]|: ', source)  # else it is a file's path, which can be told
     what, data = ('--config-json', source) if literal else (source, read_file(source))
     try:
         fields = {key: value for key, value in json.loads(data).items() if key[:1] != '_'}
@@ -866,7 +904,7 @@ def read_configuration(source):
     for key, value in fields.items():
         if key not in KEYS:  # then it is a name, or DocumentRoot, which is for all names
             entry = value if isinstance(value, dict) else {key: value}
-            directories[key.lower()] = directory_in(key, entry)
+            directories['' if entry is not value else key.lower()] = directory_in(key, entry)
         elif OPTIONS[KEYS[key]]:
             texts = value if key == 'Contact' and isinstance(value, list) else [value]
             good = key == 'CheckPort' or all(map(is_text, texts))  # a port may be a number

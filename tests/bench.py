@@ -125,7 +125,8 @@ def prepare():
     call("sh", TESTS / "packages.sh", TOOLS, "here", "nginx", "libnss-wrapper")
     if not (VENV / "ready").exists():
         call(sys.executable, "-m", "venv", VENV)
-        call(PYTHON, "-m", "pip", "install", "acme-tiny", "certbot", "cryptography", "trustme")
+        call(PYTHON, "-m", "pip", "install", "acme-tiny", "certbot", "cryptography", "pytest",
+             "trustme")
         (VENV / "ready").touch()
 
 
