@@ -143,12 +143,12 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, ca, context):
         super().__init__(("127.0.0.1", 0), Handler, bind_and_activate=False)
-        self.ca, self.context, self.connections = ca, context, 0
+        self.ca, self.context = ca, context
         self.server_bind()                  # listening comes later: until then it refuses
 
     def finish_request(self, request, client_address):
         """Do the handshake and serve the connection, unless the script says otherwise."""
-        self.connections += 1
+        self.ca.connections += 1
         fault = self.ca.next_fault("connection")
         if fault:
             fault(request)
@@ -172,7 +172,7 @@ class ScriptedCA:
         self.lock, self.counts = threading.RLock(), {}
         self.requests, self.times, self.violations, self.files = [], [], [], []
         self.nonces, self.accounts, self.orders = set(), {}, []
-        self.authorizations, self.issued = [], {}
+        self.authorizations, self.issued, self.connections = [], {}, 0
         self.issuer = options.get("issuer") or Issuer()
         (folder / "challenges").mkdir(parents=True)
         self.challenges = options.get("challenges", folder / "challenges")
@@ -210,11 +210,6 @@ class ScriptedCA:
         self.issuer.ca.issue_cert(self.options.get("tls_name", "localhost"), not_before=start,
                                   not_after=end).configure_cert(context)
         return context
-
-    @property
-    def connections(self):
-        """How many TCP connections there were."""
-        return self.server.connections
 
     def count(self, resource):
         """How many requests of a resource there were."""
@@ -372,23 +367,18 @@ class ScriptedCA:
         order = {"id": len(self.orders), "account": request.account, "status": "pending",
                  "identifiers": payload["identifiers"], "wait": self.options.get("validation", 1),
                  "replaces": payload.get("replaces"), "profile": payload.get("profile")}
-        order["authorizations"] = [self.new_authorization(order, each)
-                                   for each in reversed(order["identifiers"])]
+        state = "valid" if self.options.get("reuse") else "pending"
+        order["authorizations"] = [
+            {"id": len(self.authorizations) + number, "account": order["account"], "order": order,
+             "identifier": each, "status": state, "challenge": state, "error": None,
+             "token": self.options.get("token", secrets.token_urlsafe(24))}
+            for number, each in enumerate(reversed(order["identifiers"]))]
+        self.authorizations += order["authorizations"]
         self.orders.append(order)
         self.settle(order)
         reply = self.order_reply(order)
         reply.status, reply.headers["Location"] = 201, "%s/order/%d" % (self.base, order["id"])
         return reply
-
-    def new_authorization(self, order, identifier):
-        """Make a pending authorization with a challenge."""
-        state = "valid" if self.options.get("reuse") else "pending"
-        authorization = {"id": len(self.authorizations), "account": order["account"],
-                         "order": order, "identifier": identifier, "status": state,
-                         "token": self.options.get("token", secrets.token_urlsafe(24)),
-                         "challenge": state, "error": None}
-        self.authorizations.append(authorization)
-        return authorization
 
     def order_reply(self, order):
         """Show an order."""

@@ -28,7 +28,7 @@ WAITS = {"ANSWER_TIMEOUT": 40, "REQUEST_PATIENCE": 120, "WORK_PATIENCE": 600, "D
          "LONGEST_RUN": 3600, "FIRST_PAUSE": 0.25, "LONGEST_PAUSE": 5, "LONGEST_POLL_PAUSE": 30}
 # What Python says to programmers, and nobody else is to read
 PYTHONS_WORDS = re.compile(
-    r"[a-z](Error|Exception|Warning)\b|Errno|_ssl\.c|<class|<[a-z.]+ object|object has no|NoneType|"
+    r"\w(Error|Exception|Warning)\b|Errno|_ssl\.c|<class|<[a-z.]+ object|object has no|NoneType|"
     r"subscriptable|iterable|expected (at|one|a|str)|to unpack|list index|out of range|literal for|"
     r"codec can't|Expecting|Extra data|char \d|does not match format|not supported between|"
     r"must be (str|int|bytes)|positional|unhashable|\b[bu]'")

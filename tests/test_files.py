@@ -10,8 +10,7 @@ import pki
 import pytest
 import trials
 from faults import delivered, late, problem
-import support
-from support import UNPRIVILEGED, cases, end, shell
+from support import UNPRIVILEGED, cases, end, interpreter, shell
 
 core = pytest.mark.core
 
@@ -228,7 +227,7 @@ def test_other_scripts(trial, locale):
     trial.fails({"newOrder": problem("malformed", detail=WORDS)}, WORDS,
                 args={"--acme-dir": folder}, env=env)
     # Python 3.6 takes paths for ASCII in such a locale, so that "?" stands for each odd byte.
-    shown = WORDS if support.interpreter().version > (3, 6) or locale == "C.UTF-8" else "/site/"
+    shown = WORDS if interpreter().version > (3, 6) or locale == "C.UTF-8" else "/site/"
     trial.refused(shown, args={"--acme-dir": folder / WORDS}, env=env)
 
 

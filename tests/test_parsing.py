@@ -67,10 +67,10 @@ def publish(path):
 
 
 def account_key(monkeypatch, tmp_path, public):
-    """The account key for a public key that openssl is made to give."""
+    """The account key for a public key in DER, which openssl is made to give."""
     (tmp_path / "account.key").touch()
     monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(
-        command, 0, pki.public_der(public), b""))
+        command, 0, public, b""))
     return script.AccountKey(str(tmp_path / "account.key"))
 
 
@@ -234,7 +234,7 @@ N = "".join(N.split())
 def test_thumbprint_of_the_rfc(monkeypatch, tmp_path):
     """The example of RFC 7638."""
     public = JWK(kty="RSA", e="AQAB", n=N).get_op_key("verify")
-    key = account_key(monkeypatch, tmp_path, public)
+    key = account_key(monkeypatch, tmp_path, pki.public_der(public))
     assert key.jwk == {"kty": "RSA", "e": "AQAB", "n": N} and key.algorithm == "RS256"
     assert key.thumbprint == "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs"
 
@@ -246,7 +246,7 @@ def test_thumbprints(monkeypatch, tmp_path, kind, algorithm):
     for _ in range(40 if kind[0] == "p" else 1):
         public = pki.KEYS[kind]().public_key()
         theirs = JWK.from_pyca(public)
-        ours = account_key(monkeypatch, tmp_path, public)
+        ours = account_key(monkeypatch, tmp_path, pki.public_der(public))
         assert (ours.thumbprint, ours.algorithm) == (theirs.thumbprint(), algorithm)
 
 
@@ -417,7 +417,10 @@ def test_outputs_are_on_the_disk_before_they_are_in_place(tmp_path, monkeypatch)
 # ---- Waiting
 
 def test_patience(monkeypatch):
-    """The pauses grow up to a bound; what would be too long is not waited for; nothing is tight."""
+    """The pauses grow up to a bound; what would be too long is not waited for; nothing is tight.
+
+    A clock that somebody sets meanwhile does not matter.
+    """
     clock, slept = [0], []
 
     def sleep(seconds):
@@ -426,6 +429,7 @@ def test_patience(monkeypatch):
         clock[0] += seconds
     monkeypatch.setattr(time, "sleep", sleep)
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "time", lambda: -1e9 * clock[0])
     patience = Patience(600)
     while patience.wait(0):
         assert len(slept) < 200

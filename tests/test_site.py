@@ -147,18 +147,3 @@ def test_the_clock_is_wrong(trial, shift):
     """The CA's own certificate seems to be of another time: that is final."""
     result = trial.fails(None, "certificate", clock=shift)
     assert result.ca.connections == 1
-
-
-@pytest.mark.parametrize("shift", ["-10y", "+10y"])
-def test_the_clock_is_set_in_the_middle(trial, tmp_path, shift):
-    """Waiting goes by another clock."""
-    clock = tmp_path / "clock"
-    clock.write_text("+0")
-
-    def set_clock(request, reply):
-        """Change the time while the CA answers."""
-        clock.write_text(shift)
-    env = {"FAKETIME": None, "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1",
-           "DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    trial.works({"order": [set_clock]}, ca={"tls_days": (-9999, 9999), "validation": 3}, env=env,
-                clock="+0")
