@@ -50,6 +50,14 @@ def test_docstrings():
     assert not [name for name in bare if not name.startswith("__")]
 
 
+def test_parameters():
+    """No function has more than four parameters, self aside."""
+    for node in documented():
+        if isinstance(node, ast.FunctionDef):
+            names = [each.arg for each in node.args.args + node.args.kwonlyargs]
+            assert len(set(names) - {"self"}) <= 4, node.name
+
+
 def test_size_in_readme():
     """README.md gives the true size."""
     told = re.findall(r"(\d+)\s+lines\s+of\s+code", README.read_text(encoding="utf-8"))
