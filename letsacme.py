@@ -122,7 +122,7 @@ def run(settings):
 def register(ca, settings):
     """Find the account of the key or make one, and sign with it from now on (RFC 8555, 7.3)."""
     log(f'Registering account...{settings.mode}')
-    url = ca.resource('newAccount')
+    url = ca.directory()['newAccount']
     account = {'termsOfServiceAgreed': True, 'contact': settings.contact}
     # A pair for external account binding may be good for one use, so it is not sent at first.
     answer = ca.ask(url, {'onlyReturnExisting': True} if settings.eab_kid else account)
@@ -133,7 +133,7 @@ def register(ca, settings):
             protected, ca.key.jwk, lambda data: hmac.new(secret, data, 'sha256').digest())
         answer = ca.ask(url, account)
     ca.account_url = answer.made().location
-    terms = [f'{meta.get("termsOfService", "")}' for meta in ca.directory.objects('meta')]
+    terms = [f'{meta.get("termsOfService", "")}' for meta in ca.directory().objects('meta')]
     log(f'  {ca.account_url}, terms of service: {"".join(terms) or "none"}')
 
 def place_order(ca, csr, old, profile):
@@ -141,12 +141,12 @@ def place_order(ca, csr, old, profile):
     order = {'identifiers': list(csr.names.values())}
     if profile:
         order['profile'] = profile
-    if old and old.renewal_id and ca.resource('renewalInfo'):
-        answer = ca.ask(ca.resource('newOrder'), dict(order, replaces=old.renewal_id))
+    if old and old.renewal_id and ca.directory().get('renewalInfo'):
+        answer = ca.ask(ca.directory()['newOrder'], dict(order, replaces=old.renewal_id))
         if answer.code // 100 != 4 or answer.problem == 'rateLimited':
             return answer.made()
         log(f'W: ordering again without "replaces": {in_words(answer)}')
-    return ca.ask(ca.resource('newOrder'), order).made()
+    return ca.ask(ca.directory()['newOrder'], order).made()
 
 def prove(ca, order, directories, settings):
     """Put a challenge file in place for each name that is not valid yet, and fetch it as the CA is
@@ -338,8 +338,8 @@ def is_due(ca, csr, old, outputs):
     lifetime = old.ends - old.starts
     moment = old.ends - lifetime / (2 if lifetime < 10 * 86400 else 3)
     try:
-        if ca.resource('renewalInfo') and old.renewal_id:  # RFC 9773, 4.2
-            url = f'{ca.resource("renewalInfo")}'.rstrip('/') + f'/{old.renewal_id}'
+        if ca.directory().get('renewalInfo') and old.renewal_id:  # RFC 9773, 4.2
+            url = f'{ca.directory().get("renewalInfo")}'.rstrip('/') + f'/{old.renewal_id}'
             window = ca.ask(url, method='GET').accepted()['suggestedWindow']
             start, end = read_time(window['start']), read_time(window['end'])
             require(start < end, f'{url}: the window ends before it starts')
@@ -358,21 +358,21 @@ class CA:
 
     def __init__(self, url, key):
         self.url, self.key, self.account_url = url, key, None
-        self.directory, self.nonce, self.connections = None, None, {}
+        self.known_directory, self.nonce, self.connections = None, None, {}
         with about('SSL_CERT_FILE or SSLKEYLOGFILE'):
             self.tls = ssl.create_default_context()  # SSL_CERT_FILE: the root of a private CA
 
-    def resource(self, name):
-        """Return a URL of the CA's directory (RFC 8555, 7.1.1); raise Error if it has none."""
-        if not self.directory:
-            directory = self.ask(self.url, method='GET')
-            if directory.code >= 500:
-                directory.accepted()
-            found = directory.beginning or in_words(directory)
-            require('newOrder' in directory,
+    def directory(self):
+        """Return the CA's directory (RFC 8555, 7.1.1), fetched once; raise Error if it is none."""
+        if not self.known_directory:
+            answer = self.ask(self.url, method='GET')
+            if answer.code >= 500:
+                answer.accepted()
+            found = answer.beginning or in_words(answer)
+            require('newOrder' in answer,
                     f'{self.url} is no directory of an ACME CA (no "newOrder" in it): {found}')
-            self.directory = directory
-        return self.directory.get(name) if name == 'renewalInfo' else self.directory[name]
+            self.known_directory = answer
+        return self.known_directory
 
     def read(self, url):
         """Return what is at a URL (POST-as-GET: RFC 8555, 6.3); raise Error if it is refused."""
@@ -434,7 +434,7 @@ class CA:
     def sign(self, url, payload):
         """Return the body of a signed request (RFC 8555, 6.2 to 6.5)."""
         if not self.nonce:
-            new_nonce = self.resource('newNonce')
+            new_nonce = self.directory()['newNonce']
             self.ask(new_nonce, method='HEAD').accepted()
             require(self.nonce, f'{new_nonce}: the answer has no Replay-Nonce')
         signer = {'kid': self.account_url} if self.account_url else {'jwk': self.key.jwk}
@@ -983,7 +983,7 @@ def end_on_signals():
         for each in SIGNALS:
             signal.signal(each, lambda *_: None)  # for those that are on their way to Python
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # for all others, to the very end
-        remove(*TEMPORARY)
+        remove(*TEMPORARY)  # since main() may have been interrupted in doing so
         log('E: an hour is over' if number == signal.SIGALRM else f'E: ended by signal {number}')
         sys.exit(1 if number == signal.SIGALRM else 128 + number)
     for number in SIGNALS:

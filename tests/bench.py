@@ -30,6 +30,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 try:
+    import pki
+    import servers
     import support
 except ImportError:  # its libraries are missing: main() starts again where they are
     support = None
@@ -147,9 +149,9 @@ def new_job(folder, count, nginx):
     job = SimpleNamespace(folder=folder, names=names, output=folder / "output",
                           log=folder / "log", hosts=folder / "hosts", webroot=folder / "www",
                           http_port=nginx.port, acme_dir=nginx.challenges)
-    job.key = support.write_key(folder / "domain.key", "p256")
-    job.account_key = support.write_key(folder / "account.key", "rsa2048")
-    job.csr = support.write_csr(folder / "csr", names, job.key)
+    job.key = pki.write_key(folder / "domain.key", "p256")
+    job.account_key = pki.write_key(folder / "account.key", "rsa2048")
+    job.csr = pki.write_csr(folder / "csr", names, job.key)
     job.hosts.write_text("".join("127.0.0.1 %s\n" % name for name in names))
     (job.webroot / ".well-known").mkdir(parents=True)
     (job.webroot / ".well-known" / "acme-challenge").symlink_to(nginx.challenges)
@@ -221,9 +223,9 @@ def run(client, names, rtt, slow, limit):
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.chmod(0o755)  # as root, nginx's workers are another user
         (folder / "nginx").mkdir()
-        nginx = support.Nginx(folder / "nginx")
+        nginx = servers.Nginx(folder / "nginx")
         stack.callback(nginx.stop)
-        ca = support.Pebble(folder, nginx.port, PEBBLE_WFE_NONCEREJECT=0, keyAlgorithm="ecdsa",
+        ca = servers.Pebble(folder, nginx.port, PEBBLE_WFE_NONCEREJECT=0, keyAlgorithm="ecdsa",
                             retryAfter={"authz": 0, "order": 0}, **pace)
         stack.callback(ca.stop)
         job = new_job(folder, names, nginx)
@@ -233,7 +235,7 @@ def run(client, names, rtt, slow, limit):
             time_client(client, job, ca.port, rtt / 1000, limit))
         requests = len(ca.requests) - before
         try:
-            support.check_chain(job.certificate.read_text(), job.names, job.key, ca.root)
+            pki.check_chain(job.certificate.read_text(), job.names, job.key, ca.root)
         except (AssertionError, OSError, ValueError, subprocess.SubprocessError) as error:
             raise Failed("no certificate for the names: %r" % error) from None
     return dict(zip(FIGURES, (wall, cpu, memory, requests, connections)))

@@ -26,7 +26,7 @@ import pytest
 import servers
 import support
 from pki import write_csr, write_key
-from trials import trial  # noqa: F401
+from trials import site, trial  # noqa: F401
 
 
 def pytest_configure(config):
@@ -133,20 +133,13 @@ def nginx():
 def pebbles(nginx, tmp_path_factory):
     """pebbles(PEBBLE_CHAIN_LENGTH=3, ...) is a Pebble with these options, started on first use.
 
-    Equal options get the same Pebble, unless label differs: for a test that wants its own.
+    Equal options get the same Pebble.
     """
-    running = {}
-
-    def start(label="", **options):
+    def start(**options):
         """A running Pebble with these options; see servers.Pebble."""
-        key = json.dumps([label, options], sort_keys=True)
-        if key not in running:
-            folder = Path(tmp_path_factory.mktemp("pebble"))
-            running[key] = servers.Pebble(folder, nginx.port, **options)
-        return running[key]
-    yield start
-    for pebble in running.values():
-        pebble.stop()
+        return servers.Pebble(Path(tmp_path_factory.mktemp("pebble")), nginx.port, **options)
+    with servers.kept(start) as start_once:
+        yield start_once
 
 
 @pytest.fixture

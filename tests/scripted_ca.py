@@ -514,18 +514,3 @@ def csr_names(csr):
     with contextlib.suppress(x509.ExtensionNotFound):
         names |= names_of(csr)
     return {name.lower() for name in names}
-
-
-# Names that some tests still expect here
-
-def __getattr__(name):
-    """What has moved to other modules."""
-    import faults
-    import pki
-    import trials
-    for module in (faults, trials, pki):
-        if hasattr(module, name):
-            return getattr(module, name)
-    if name == "elsewhere":
-        return faults.delivered
-    raise AttributeError(name)

@@ -103,6 +103,22 @@ class Server:
             self.process.wait()
 
 
+@contextlib.contextmanager
+def kept(start):
+    """start, but equal arguments get the same server again; in the end, all are stopped."""
+    running = {}
+
+    def start_once(*args, **options):
+        """A running server."""
+        key = json.dumps([args, options], sort_keys=True)
+        if key not in running:
+            running[key] = start(*args, **options)
+        return running[key]
+    yield start_once
+    for server in running.values():
+        server.stop()
+
+
 class Namespaces:
     """A loopback on which every port is free, and an /etc/hosts, for some servers and the script.
 

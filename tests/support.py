@@ -267,15 +267,3 @@ class Letsacme:
             judge_words(err)
             assert result.status == 0 or not out, "failed, but printed:\n" + out
         return result
-
-
-# Names that some tests still expect here: --------------------------------------------------------
-
-def __getattr__(name):
-    """What has moved to servers.py and pki.py."""
-    import pki
-    import servers
-    for module in (servers, pki):
-        if hasattr(module, name):
-            return getattr(module, name)
-    raise AttributeError(name)

@@ -10,7 +10,10 @@ import subprocess
 
 import pytest
 import trustme
-from support import NGINX_HEAD, TOOLS, Server, check_chain, tool, write_key
+from pki import check_chain, write_key
+from servers import NGINX_HEAD, Server, kept
+from support import TOOLS, tool
+from trials import error_of
 
 CONFIG = """
 [DEFAULT]
@@ -148,17 +151,12 @@ class Acme2certifier:
 @pytest.fixture(scope="module")
 def start(namespaces, tmp_path_factory):
     """start(configuration, form) is a CA, the same for the same arguments."""
-    running = {}
-
     def make(*args):
         """A running CA."""
-        if args not in running:
-            inside = namespaces({"127.0.0.1": ["localhost", *NAMES, *OTHERS]})
-            running[args] = Acme2certifier(tmp_path_factory.mktemp("ca"), inside, *args)
-        return running[args]
-    yield make
-    for ca in running.values():
-        ca.stop()
+        inside = namespaces({"127.0.0.1": ["localhost", *NAMES, *OTHERS]})
+        return Acme2certifier(tmp_path_factory.mktemp("ca"), inside, *args)
+    with kept(make) as start_once:
+        yield start_once
 
 
 @pytest.fixture
@@ -180,13 +178,6 @@ def run(letsacme, account):
         assert set(ca.challenges.iterdir()) == before
         return result
     return begin
-
-
-def error_of(result):
-    """The only error of a run that failed."""
-    assert result.status == 1, result.err
-    [error] = [line for line in result.err.splitlines() if line.startswith("E: ")]
-    return error
 
 
 @pytest.mark.parametrize(("form", "count", "account_kind", "kind"), [

@@ -5,17 +5,18 @@ import itertools
 import os
 import re
 import signal
+import ssl
 import tempfile
 import threading
 from pathlib import Path
 
+import pki
 import pytest
-import scripted_ca
 import support
+import trials
 
-trial = scripted_ca.trial
 OPTIONS = {"--cert-file": "cert", "--chain-file": "chain", "--fullchain-file": "both"}
-OLD = scripted_ca.pem(scripted_ca.Issuer().intermediate).decode()
+OLD = pki.pem(pki.Issuer().intermediate).decode()
 # Put before a command: an ordinary user, who may read all that a test has made as root.
 NOBODY, STAFF = 65534, 54321
 USER = ["setpriv", "--reuid=%d" % NOBODY, "--regid=%d" % NOBODY, "--groups=%d" % STAFF,
@@ -53,10 +54,10 @@ def check(key, pebble):
         chain = pebble.management("/intermediates/0").decode()
         text = path.read_text()
         if part == "chain":
-            assert support.load_chain(text) == support.load_chain(chain)
+            assert pki.load_chain(text) == pki.load_chain(chain)
         else:
-            assert len(support.load_chain(text)) == (1 if part == "cert" else 2)
-            support.check_chain(text + chain * (part == "cert"), result.hosts, key(), pebble.root)
+            assert len(pki.load_chain(text)) == (1 if part == "cert" else 2)
+            pki.check_chain(text + chain * (part == "cert"), result.hosts, key(), pebble.root)
     return make
 
 
@@ -218,7 +219,7 @@ def test_owner_and_group_that_cannot_be_given(mode, uid, gid, in_place, user):
     assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, uid, gid)
     assert (after.st_ino == before.st_ino) == in_place
     assert bool(re.search("^W: .*%s" % re.escape(str(path)), result.err, re.M)) == in_place
-    assert support.load_chain(path.read_text()) != support.load_chain(OLD)
+    assert pki.load_chain(path.read_text()) != pki.load_chain(OLD)
 
 
 @as_root
@@ -243,7 +244,7 @@ def test_sticky_directory(mode, user):
     args = {"--cert-file": mine, "--chain-file": other}
     if mode == 0o666:
         user.works(args=args, wrapper=USER, changed=["out/cert", "out/chain"])
-        assert len(support.load_chain(mine.read_text() + other.read_text())) == 2
+        assert len(pki.load_chain(mine.read_text() + other.read_text())) == 2
         assert OLD not in (mine.read_text(), other.read_text()) and other.stat().st_uid == 0
     else:
         assert not user.fails(None, str(other), args=args, wrapper=USER).ca.connections
@@ -309,7 +310,7 @@ def test_a_link_is_planted_in_a_race(user):
                 result = user.letsacme(*user.arguments({"--cert-file": path}), ca=ca,
                                        wrapper=USER)
         assert victim.read_text() == OLD
-        assert bool(scripted_ca.refusals(result.err)) == (result.status != 0)
+        assert bool(trials.refusals(result.err)) == (result.status != 0)
 
 
 # --- a full disk, a sudden end --------------------------------------------------------------------
@@ -327,11 +328,11 @@ exit $status
 def test_a_full_disk(trial):
     """The error names the output that had no room; all are left as they were."""
     (trial.site / "disk").mkdir()
-    unshare = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
     result = trial.fails(None, args={"--cert-file": trial.site / "disk/cert.pem",
                                      "--chain-file": trial.site / "disk/chain.pem"},
-                         wrapper=[*unshare, "sh", "-c", FULL, "sh", trial.site / "disk"])
-    [error] = scripted_ca.refusals(result.err)
+                         wrapper=[*trials.OWN_MOUNTS,
+                                  *support.shell(FULL, trial.site / "disk")])
+    [error] = trials.refusals(result.err)
     assert re.search("/disk/chain.pem.*No space", error) and "https:" not in error
 
 
@@ -367,8 +368,8 @@ def test_kill_9(trial, tmp_path):
             result = trial.letsacme(*trial.arguments(), ca=ca, scale=0.05, check=False, env={
                 "PYTHONPATH": str(tmp_path), "DEADLY": str(moment)})
             states = [path.read_text() == OLD for path in (trial.cert, trial.chain)]
-            assert len(support.load_chain(trial.cert.read_text())) == 1
-            assert len(support.load_chain(trial.chain.read_text())) == 1
+            assert len(pki.load_chain(trial.cert.read_text())) == 1
+            assert len(pki.load_chain(trial.chain.read_text())) == 1
             if result.status != -signal.SIGKILL:
                 break
             ends.append(states)
@@ -407,14 +408,13 @@ def holding(*makers):
 
 def key_in_der(path):
     """A private key as DER."""
-    path.write_bytes(support.KEYS["p256"]().private_bytes(
-        support.serialization.Encoding.DER, support.serialization.PrivateFormat.PKCS8,
-        support.serialization.NoEncryption()))
+    path.write_bytes(pki.new_key().private_bytes(
+        pki.DER, pki.serialization.PrivateFormat.PKCS8, pki.PLAIN))
 
 
 def key_in_pem(path):
     """A private key as PEM."""
-    support.write_key(path, "p256")
+    pki.write_key(path, "p256")
 
 
 SITUATIONS = {
@@ -446,12 +446,12 @@ SITUATIONS = {
         {"--cert-file": "x"}, holding(OLD, key_in_pem), marks=pytest.mark.core),
     "key and certificate": ({"--cert-file": "x"}, holding(key_in_pem, OLD)),
     "private key by a link": ({"--cert-file": "x"}, lambda path: path.symlink_to(
-        support.write_key(path.parent / "domain.key", "rsa2048"))),
+        pki.write_key(path.parent / "domain.key", "rsa2048"))),
     "text": ({"--chain-file": "x"}, holding("dear diary\n")),
     "text before a certificate": ({"--chain-file": "x"}, holding("Certificate:\n", OLD)),
     "text after a certificate": ({"--chain-file": "x"}, holding(OLD, "the end")),
     "a certificate in DER": ({"--chain-file": "x"}, lambda path: path.write_bytes(
-        support.ssl.PEM_cert_to_DER_cert(OLD))),
+        ssl.PEM_cert_to_DER_cert(OLD))),
 }
 
 

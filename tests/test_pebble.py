@@ -14,6 +14,7 @@ import pytest
 from pki import check_chain, load_chain
 from servers import has_ipv6
 from support import fake_openssl, fresh_name, shell
+from trials import error_of
 
 core = pytest.mark.core
 PLAIN = {"PEBBLE_WFE_NONCEREJECT": 0, "keyAlgorithm": "ecdsa"}  # requests can be counted
@@ -27,13 +28,6 @@ def no_challenges_left(nginx, hosts):
 def count(ca, path):
     """How often a Pebble was asked for something."""
     return sum(request.endswith(path) for request in ca.requests)
-
-
-def error_of(result):
-    """The only error of a run that failed."""
-    assert result.status == 1, result.err
-    [error] = [line for line in result.err.splitlines() if line.startswith("E: ")]
-    return error
 
 
 @pytest.fixture

@@ -1,17 +1,16 @@
 """--renew: when a certificate is due, what the CA is told, and that nothing breaks on the way."""
-import base64
 import datetime
 import json
 import re
 from email.utils import parsedate_to_datetime
 
 import pytest
-import support
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from scripted_ca import (MISSING, Issuer, ScriptedCA, ari_id, common_name, pem, problem, put,
-                         replace)
+from faults import MISSING, problem, put, replace
+from pki import DER, PEM, Issuer, ari_id, block, check_chain, common_name, load_chain, load_key, pem
+from scripted_ca import ScriptedCA
 
 DAY = datetime.timedelta(days=1)
 INFO = ["GET /dir", "GET /draft-ietf-acme-ari-03/renewalInfo/"]
@@ -29,14 +28,14 @@ def made_up(names, key, days, serial=None, authority=(b"authority", None, None),
     issuer, whose name is "made up".
     """
     builder = x509.CertificateBuilder(
-        common_name("made up"), common_name(subject), support.load_key(key).public_key(),
+        common_name("made up"), common_name(subject), load_key(key).public_key(),
         serial or x509.random_serial_number(), *[now() + each * DAY for each in days])
     builder = builder.add_extension(
         x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), not subject)
     if authority:
         builder = builder.add_extension(x509.AuthorityKeyIdentifier(*authority), False)
     made = builder.sign(ec.derive_private_key(1, ec.SECP256R1()), hashes.SHA256())
-    return made.public_bytes(serialization.Encoding.PEM).decode()
+    return made.public_bytes(PEM).decode()
 
 
 def moment_in(log):
@@ -94,7 +93,7 @@ def states(folder):
 @pytest.mark.core
 def test_first_run_and_second(site, nginx, key):
     """Without a certificate it gets one; then it does nothing, and says so by exit status 3."""
-    support.check_chain(site.issue(), site.hosts, key(), site.pebble.root)
+    check_chain(site.issue(), site.hosts, key(), site.pebble.root)
     for host in site.hosts:
         (nginx.root(host) / ".well-known/acme-challenge").rmdir()
         (nginx.root(host) / ".well-known").rmdir()
@@ -132,7 +131,7 @@ def test_due_by_what_is_asked(change_of, site, csr, config, names, key):
         more = ["--cert-file", "cert.pem"]
     result = site.renew(*more)
     assert result.status == (0 if more else 3), result.err
-    support.check_chain(site.file.read_text(), hosts, domain_key, site.pebble.root)
+    check_chain(site.file.read_text(), hosts, domain_key, site.pebble.root)
     assert site.renew(*more).status == 3
 
 
@@ -155,7 +154,7 @@ def test_useless_old_certificate(spoil, site, key):
     site.file.write_text(spoil(site.issue()))
     result = site.renew()
     assert result.status == 0, result.err
-    support.check_chain(site.file.read_text(), site.hosts, key(), site.pebble.root)
+    check_chain(site.file.read_text(), site.hosts, key(), site.pebble.root)
 
 
 @pytest.mark.parametrize("days, subject", [
@@ -178,7 +177,7 @@ def test_dry_run_of_a_renewal(site, key):
                            constants={"LETS_ENCRYPT_STAGING": site.pebble.directory},
                            env={"SSL_CERT_FILE": str(site.pebble.ca_file)})
     assert result.status == 0, result.err
-    support.check_chain(result.out, site.hosts, key(), site.pebble.root)
+    check_chain(result.out, site.hosts, key(), site.pebble.root)
     assert site.file.read_text() == before != result.out
 
 
@@ -197,7 +196,7 @@ def test_window(start, end, due, site):
     site.issue()
     window = (now() + start * DAY, now() + end * DAY)
     site.set_window(window)
-    [leaf, *_] = support.load_chain(site.file.read_text())
+    [leaf, *_] = load_chain(site.file.read_text())
     share = int(leaf.fingerprint(hashes.SHA256()).hex()[:8], 16) / 2 ** 32
     tenth = (leaf.not_valid_after_utc - leaf.not_valid_before_utc) / 10
     wanted = min(window[0] + share * (window[1] - window[0]) / 2, leaf.not_valid_after_utc - tenth)
@@ -254,14 +253,14 @@ def test_odd_information(answer, site):
         answer = [now() + days * DAY for days in answer]
     site.set_window(answer)
     result = site.renew()
-    by_lifetime(result, support.load_chain(site.file.read_text())[0], True)
+    by_lifetime(result, load_chain(site.file.read_text())[0], True)
 
 
 def test_unknown_certificate(site, key):
     """A certificate that Pebble does not know (404) goes by its lifetime, with a warning."""
     old = made_up(site.hosts, key(), (-9, 81))
     site.file.write_text(old)
-    by_lifetime(site.renew(), support.load_chain(old)[0], True)
+    by_lifetime(site.renew(), load_chain(old)[0], True)
     assert site.served == INFO
 
 
@@ -276,7 +275,7 @@ def test_faults_of_information(script, warned, site, key, tmp_path):
     old = made_up(site.hosts, key(), (-9, 81))
     site.file.write_text(old)
     with ScriptedCA(tmp_path / "ca", script) as ca:
-        by_lifetime(site.renew(ca=ca, scale=0.01), support.load_chain(old)[0], warned)
+        by_lifetime(site.renew(ca=ca, scale=0.01), load_chain(old)[0], warned)
         assert set(ca.requests) <= {"directory", "renewalInfo"}
 
 
@@ -288,7 +287,7 @@ def test_no_key_identifier(authority, site, key):
     """A certificate without an authority key identifier has no name in renewal information."""
     old = made_up(site.hosts, key(), (-9, 81), authority=authority)
     site.file.write_text(old)
-    by_lifetime(site.renew(), support.load_chain(old)[0], False)
+    by_lifetime(site.renew(), load_chain(old)[0], False)
     assert site.served == INFO[:1]
 
 
@@ -330,7 +329,7 @@ def test_replaces(site):
     site.set_window(past)
     assert site.renew().status == 0
     assert site.served.count("POST /order-plz") == 1
-    serial = "%x" % support.load_chain(old)[0].serial_number
+    serial = "%x" % load_chain(old)[0].serial_number
     order = re.search(r"Issued certificate serial 0*%s for order (\S+)" % serial, site.pebble.log)
     assert "replacement of \"%s\"" % order.group(1) in site.pebble.log
     site.file.write_text(old)
@@ -362,7 +361,7 @@ def test_identifier(serial, authority, expected, site, key, tmp_path):
     """The CA is asked for, and told of, the right certificate, whatever bytes its serial has."""
     site.file.write_text(made_up(site.hosts, key(), (-81, 9), serial,
                                  (bytes.fromhex(authority), None, None)))
-    expected = expected or ari_id(support.load_chain(site.file.read_text())[0])
+    expected = expected or ari_id(load_chain(site.file.read_text())[0])
     asked, told = identifiers_of(site, tmp_path)
     assert asked == told == [expected]
 
@@ -371,11 +370,10 @@ def test_identifier_with_leading_zeros(site, key, tmp_path):
     """A serial number that an odd CA has padded with zero bytes is taken as it is."""
     old = x509.load_pem_x509_certificate(made_up(
         site.hosts, key(), (-81, 9), 0x12345678, (b"\1", None, None)).encode())
-    der = old.public_bytes(serialization.Encoding.DER)
+    der = old.public_bytes(DER)
     padded = der.replace(b"\x02\x04\x12\x34\x56\x78", b"\x02\x04\0\0\x56\x78", 1)
     assert padded != der
-    site.file.write_text("-----BEGIN CERTIFICATE-----\n%s-----END CERTIFICATE-----\n"
-                         % base64.encodebytes(padded).decode())
+    site.file.write_bytes(block(padded))
     asked, told = identifiers_of(site, tmp_path)
     assert asked == told == ["AQ.AABWeA"]
 
@@ -418,7 +416,7 @@ def test_failure_at_every_step(resource, site, key, tmp_path):
     fault = problem("unauthorized")
     if resource == "another certificate":
         issuer = Issuer()
-        leaf = issuer.leaf(["other.example"], support.load_key(key()).public_key())
+        leaf = issuer.leaf(["other.example"], load_key(key()).public_key())
         resource, fault = "certificate", replace(pem(leaf, issuer.intermediate))
     with ScriptedCA(tmp_path / "ca", {resource: fault}) as ca:
         before = sorted(tmp_path.iterdir())

@@ -1,5 +1,4 @@
 """What lies between: the site that serves the challenge files, the name server, the clock."""
-import re
 import sys
 
 import faults
@@ -7,35 +6,10 @@ import pytest
 import trials
 from faults import wire
 from support import cases, tool
+from trials import WELL_KNOWN, page
 from werkzeug import Response
 
 core = pytest.mark.core
-WELL_KNOWN = "/.well-known/acme-challenge/"
-
-
-@pytest.fixture
-def site(trial, httpserver):
-    """site(answer) has the script check its files on a site; returns what ScriptedCA must know.
-
-    answer is a function of the request and of the right content: it gives a Response, or, as those
-    of faults.py do, sends bytes in its own way.
-    """
-    def make(answer=lambda request, content: Response(content)):
-        """A site that gives this answer."""
-        def serve(request):
-            """Read the file as a web server does."""
-            return answer(request, (trial.challenges / request.path.split("/")[-1]).read_bytes())
-        httpserver.expect_request(re.compile(WELL_KNOWN)).respond_with_handler(serve)
-        for name in trial.names:
-            trial.letsacme.add_host(name)
-        trial.options["--disable-check"] = None
-        return {"http_port": httpserver.port}
-    return make
-
-
-def page(content, status=200, **headers):
-    """An answer that does not care for what is right."""
-    return lambda request, right: Response(content, status, headers)
 
 
 def raw(deliver):

@@ -1,22 +1,18 @@
 """The ways of CAs: what real ones do that RFC 8555 allows, or does not forbid, or that they do all
 the same. Each was seen on a server that people use.
 
-The runs are judged as in test_faults.py. Where a wrong client waits for ten minutes, the test gives
+The runs are judged by trials.py. Where a wrong client waits for ten minutes, the test gives
 a run a tenth of that at most: SOON has it scaled down to one minute, and ended after half of it.
 """
 import base64
-import http.server
 import random
 import re
-import threading
 
+import pki
 import pytest
-import scripted_ca
-import support
-from scripted_ca import (ERROR, MISSING, SECRET, change, elsewhere, fields, flood, problem, put,
-                         refusals, replace)
+from faults import ERROR, MISSING, change, delivered, fields, flood, problem, put, replace
+from trials import SECRET, refusals
 
-trial = scripted_ca.trial
 core = pytest.mark.core
 
 SOON = {"scale": 0.1, "timeout": 30}
@@ -234,49 +230,13 @@ def test_headers_of_requests_without_a_body(trial):
     trial.works({"directory": strict, "newNonce": strict})
 
 
-@pytest.fixture
-def web(trial):
-    """web() starts a site of the trial's names and returns its port; web.seen are the headers sent.
-
-    It serves the challenge files, or answers with the head given (of HTTP, without the end).
-    """
-    servers = []
-
-    class Page(http.server.BaseHTTPRequestHandler):
-        """Answers as a web server does."""
-
-        def do_GET(self):
-            """Serve a file whatever the head says."""
-            make.seen.append(dict(self.headers))
-            file = trial.challenges / self.path.rpartition("/")[2]
-            body = file.read_bytes() if file.exists() else b""
-            self.wfile.write(self.server.head.encode() + b"\r\n\r\n" + body)
-
-        def log_message(self, *_):
-            """Say nothing."""
-
-    def make(head="HTTP/1.0 200 OK"):
-        """Start it and have the script use it."""
-        for name in trial.names:
-            trial.letsacme.add_host(name)
-        trial.options["--disable-check"] = None
-        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page))
-        servers[-1].head = head
-        threading.Thread(target=servers[-1].serve_forever, args=(0.02,), daemon=True).start()
-        return servers[-1].server_port
-    make.seen = []
-    yield make
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-def test_headers_of_the_self_check(trial, web):
+def test_headers_of_the_self_check(trial, site, httpserver):
     """It says who it is and sends no type of a body that it has not."""
-    trial.works(ca={"http_port": web()})
-    assert len(web.seen) == 2
-    for headers in web.seen:
-        assert headers["User-Agent"].startswith("letsacme/") and "Content-Type" not in headers
+    trial.works(ca=site())
+    assert len(httpserver.log) == 2
+    for request, _ in httpserver.log:
+        assert request.headers["User-Agent"].startswith("letsacme/")
+        assert "Content-Type" not in request.headers
 
 
 # ---- 5. An order that is valid, but has no certificate yet
@@ -391,13 +351,13 @@ def test_a_ready_order(trial):
 @pytest.mark.parametrize("resource", ["directory", "order", "certificate"])
 def test_an_answer_that_is_too_long(trial, resource, length):
     """That is an error at once, since it will not be shorter next time."""
-    result = trial.fails({resource: elsewhere(flood(length))}, "localhost", "bytes", **SOON)
+    result = trial.fails({resource: delivered(flood(length))}, "localhost", "bytes", **SOON)
     assert result.ca.count(resource) == 1
 
 
 @pytest.mark.parametrize("body", [b"{", b"{oops}", b"{\"a\": \"\xff\"}", b"{}\n{}"], ids=repr)
 def test_a_server_in_trouble_has_no_words(trial, body):
-    """A 5xx passes, be its body JSON or not (see also test_faults.py)."""
+    """A 5xx passes, be its body JSON or not (see also test_protocol.py)."""
     trouble = [replace(body, "application/json", 503)]
     trial.works({resource: trouble for resource in ["directory", "newNonce", *SIGNED]})
 
@@ -405,11 +365,11 @@ def test_a_server_in_trouble_has_no_words(trial, body):
 @pytest.fixture
 def renewal(trial):
     """renewal(answer) is a renewal that the CA wishes for; see below for the answer."""
-    issuer = scripted_ca.Issuer()
-    public = support.load_key(trial.key).public_key()
+    issuer = pki.Issuer()
+    public = pki.load_key(trial.key).public_key()
     old = issuer.leaf(trial.names, public, days=(-80, 10))
     fullchain = trial.site / "fullchain.pem"
-    fullchain.write_bytes(scripted_ca.pem(old, issuer.intermediate))
+    fullchain.write_bytes(pki.pem(old, issuer.intermediate))
     trial.options.update({"--renew": True, "--fullchain-file": fullchain})
     window = [old.not_valid_before_utc, old.not_valid_before_utc + (
         old.not_valid_after_utc - old.not_valid_before_utc) / 2]
@@ -425,7 +385,7 @@ def renewal(trial):
                 answer(request, reply)
         script = {"newOrder": order, "renewalInfo": strict}
         with trial.serve(script, issuer=issuer, window=window) as ca:
-            ca.issued[scripted_ca.ari_id(old)] = old
+            ca.issued[pki.ari_id(old)] = old
             result = trial.letsacme(*trial.arguments(), ca=ca, **{"scale": 0.02, **more})
         return result, orders
     return run

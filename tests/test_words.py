@@ -8,13 +8,13 @@ import json
 import os
 import re
 
+import pki
 import pytest
-import scripted_ca
 import support
-import test_ways
-from scripted_ca import MISSING, change, problem, put, replace
+from faults import MISSING, change, problem, put, replace
+from trials import OWN_MOUNTS, page, refusals
+from werkzeug import Response
 
-trial, web = scripted_ca.trial, test_ways.web
 WORDS = dict(re.findall(r"^(\S.*):\n((?:.+\n)*.+)", support.TOP.joinpath(
     "tests/words.txt").read_text(encoding="utf-8"), re.M))
 
@@ -60,13 +60,13 @@ def config(value):
 
 def csr(*names):
     """A CSR for other names."""
-    return file("--csr", lambda trial: support.write_csr(
+    return file("--csr", lambda trial: pki.write_csr(
         trial.folder / "other.csr", names, trial.key).read_bytes())
 
 
 def key(kind):
     """An account key of another kind."""
-    return file("--account-key", lambda trial: support.write_key(
+    return file("--account-key", lambda trial: pki.write_key(
         trial.folder / "other.key", kind).read_bytes())
 
 
@@ -88,14 +88,14 @@ def no_openssl(run, trial):
 
 def unknown_root(run, trial):
     """The CA's certificate is signed by nobody who is known here."""
-    (trial.folder / "other.pem").write_bytes(scripted_ca.pem(scripted_ca.Issuer().root))
+    (trial.folder / "other.pem").write_bytes(pki.pem(pki.Issuer().root))
     run["env"] = {"SSL_CERT_FILE": str(trial.folder / "other.pem")}
 
 
-def site(head):
-    """The web server answers otherwise."""
+def served(answer):
+    """The web server answers otherwise; see the fixture site."""
     def mistake(run, trial):
-        run["ca"] = {"http_port": trial.web(head)}
+        run["ca"] = trial.serve_site(answer)
     return mistake
 
 
@@ -117,9 +117,9 @@ def full_disk(run, trial):
     """The outputs are to be written to a disk that has no room."""
     (trial.site / "disk").mkdir()
     run["args"].update({"--cert-file": trial.site / "disk/cert.pem", "--chain-file": None})
-    unshare = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
-    run["wrapper"] = [*unshare, "sh", "-c", 'mount -t tmpfs -o size=4k none "$1" && echo > "$1/x"'
-                      ' && shift && "$@"', "sh", trial.site / "disk"]
+    run["wrapper"] = [*OWN_MOUNTS, *support.shell(
+        'mount -t tmpfs -o size=4k none "$1" && echo > "$1/x" && shift && "$@"',
+        trial.site / "disk")]
 
 
 MISTAKES = {
@@ -162,10 +162,11 @@ MISTAKES = {
     "an output is a directory": also(fullchain_file="challenges"),
     "an output is in no directory": also(fullchain_file="none/fullchain.pem"),
     "two outputs are one": also(cert_file="cert.pem", chain_file="cert.pem"),
-    "the site has not got the file": site("HTTP/1.0 404 Not Found"),
-    "the site shows something else": site("HTTP/1.0 200 OK\r\n\r\n<html>Hello"),
-    "the site goes to https, which is closed": site(
-        "HTTP/1.0 301 Moved\r\nLocation: https://site.example:1/"),
+    "the site has not got the file": served(page(b"", 404)),
+    "the site shows something else": served(
+        lambda request, content: Response(b"<html>Hello\r\n\r\n" + content)),
+    "the site goes to https, which is closed": served(
+        page(b"", 301, Location="https://site.example:1/")),
     "--ca is no directory": ca({"directory": replace(b"<html>Hello")}),
     "--ca is not found": ca({"directory": replace(b"<html>404", status=404)}),
     "--ca is of no host": url("https://acme.invalid/directory"),
@@ -189,15 +190,15 @@ def masked(said, trial, ca):
     replacements.update({"{ca}": ca.base, "{port}": ca.http_port} if ca else {})
     for name, text in replacements.items():
         said = said.replace(str(text), name)
-    said = re.sub(r"(?<=/)[\w-]{32}\b", "{token}", said)
+    said = re.sub(r"(?<=/)[\w-]{32}(?![\w-])", "{token}", said)
     said = re.sub(r"\w{3}, \d\d \w{3} \d{4} [\d:]{8} GMT", "{date}", said)
     return re.sub(r"{folder}/n\d+-[0-9a-f]+\.csr\.example", "{csr}", said)
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_words(trial, web, name):
+def test_words(trial, site, name):
     """Each message, word for word; with LETSACME_WORDS, a file gets what is said now."""
-    trial.web = web
+    trial.serve_site = site
     run = {"args": {}, "script": None, "scale": 0.005, "ca": {}}
     MISTAKES[name](run, trial)
     if "--ca" in run["args"]:
@@ -205,7 +206,7 @@ def test_words(trial, web, name):
                                 env={"RES_OPTIONS": "attempts:1 timeout:1"})
     else:
         result = trial.run(**run)
-    errors = "\n".join(scripted_ca.refusals(result.err))
+    errors = "\n".join(refusals(result.err))
     said = "%d %s" % (result.status, masked(errors, trial, getattr(result, "ca", None)))
     told = WORDS.get(name, "")
     same = re.fullmatch(".*".join(map(re.escape, told.split("{...}"))), said)

@@ -12,6 +12,7 @@ import pki
 import pytest
 import support
 from scripted_ca import ScriptedCA
+from werkzeug import Response
 
 # What is in the outputs before
 OLD = pki.pem(pki.Issuer().leaf(["old.example"], pki.new_key().public_key()))
@@ -22,6 +23,7 @@ SECRET = "c2VjcmV0" * 8                     # a key for EAB, which nobody may ev
 WAITS = {"ANSWER_TIMEOUT": 2, "REQUEST_PATIENCE": 8, "WORK_PATIENCE": 20, "DOUBT_PATIENCE": 0.5,
          "LONGEST_RUN": 60, "FIRST_PAUSE": 0.01, "LONGEST_PAUSE": 0.1, "LONGEST_POLL_PAUSE": 1}
 IN_VAIN = {"REQUEST_PATIENCE": 1, "WORK_PATIENCE": 1, "DOUBT_PATIENCE": 0.3}
+WELL_KNOWN = "/.well-known/acme-challenge/"
 # Put before a command: it gets a view of its own of what is mounted
 OWN_MOUNTS = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
 
@@ -40,6 +42,13 @@ def snapshot(folder):
 def refusals(err):
     """The error lines of a log."""
     return [line for line in err.splitlines() if line.startswith("E: ")]
+
+
+def error_of(result):
+    """The only error of a run that failed."""
+    assert result.status == 1, result.err
+    [error] = refusals(result.err)
+    return error
 
 
 class Trial:
@@ -138,3 +147,28 @@ class Trial:
 def trial(letsacme, tmp_path, account, key, csr):
     """A Trial: trial.works(script), trial.fails(script, "words"), trial.refused("words")."""
     return Trial(letsacme, tmp_path, account, key(), csr)
+
+
+@pytest.fixture
+def site(trial, httpserver):
+    """site(answer) has the script check its files on a site; returns what ScriptedCA must know.
+
+    answer is a function of the request and of the right content: it gives a Response, or, as those
+    of faults.py do, sends bytes in its own way.
+    """
+    def make(answer=lambda request, content: Response(content)):
+        """A site that gives this answer."""
+        def serve(request):
+            """Read the file as a web server does."""
+            return answer(request, (trial.challenges / request.path.split("/")[-1]).read_bytes())
+        httpserver.expect_request(re.compile(WELL_KNOWN)).respond_with_handler(serve)
+        for name in trial.names:
+            trial.letsacme.add_host(name)
+        trial.options["--disable-check"] = None
+        return {"http_port": httpserver.port}
+    return make
+
+
+def page(content, status=200, **headers):
+    """An answer that does not care for what is right."""
+    return lambda request, right: Response(content, status, headers)
