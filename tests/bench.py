@@ -8,6 +8,7 @@ are made before the clock starts, and a run counts only if its certificate is fo
 
     python3 tests/bench.py                          # some minutes
     python3 tests/bench.py --names 1,10,100 --rtt 0,100 --slow --json all.json   # more than an hour
+    python3 tests/bench.py --clients letsacme,certbot,lego --idle   # also: nothing is due
 
 What it needs is fetched into the folder .tools: Pebble, nginx and lego from Debian, acme-tiny and
 certbot from PyPI. All clients have an RSA account key of 2048 bits and otherwise their defaults.
@@ -65,9 +66,10 @@ class Failed(Exception):
 
 def letsacme(job):
     """The script of this project."""
+    more = ["--renew", "--fullchain-file", job.folder / "fullchain.pem"] if job.idle else []
     return [PYTHON, support.SCRIPT, "--account-key", job.account_key, "--csr", job.csr,
             "--acme-dir", job.acme_dir, "--ca", job.directory,
-            "--check-port", job.http_port], job.output
+            "--check-port", job.http_port, *more], more[-1] if more else job.output
 
 
 def acme_tiny(job):
@@ -79,12 +81,17 @@ def acme_tiny(job):
 
 
 def certbot(job):
-    """All of its folders and files are inside the run's folder."""
+    """All of its folders and files are inside the run's folder; it renews no CSR, only names."""
     chain = job.folder / "fullchain.pem"
-    return [VENV / "bin" / "certbot", "certonly", "--non-interactive", "--agree-tos",
-            "--register-unsafely-without-email", "--server", job.directory, "--csr", job.csr,
-            "--webroot", "--webroot-path", job.webroot, "--fullchain-path", chain,
-            "--cert-path", job.folder / "cert.pem", "--chain-path", job.folder / "chain.pem",
+    wanted = ["certonly", "--csr", job.csr, "--fullchain-path", chain,
+              "--cert-path", job.folder / "cert.pem", "--chain-path", job.folder / "chain.pem"]
+    if job.idle:
+        chain = job.folder / "config" / "live" / job.names[0] / "fullchain.pem"
+        wanted = (["renew", "--no-random-sleep-on-renew"] if chain.exists()
+                  else ["certonly", "-d", ",".join(job.names)])
+    return [VENV / "bin" / "certbot", *wanted, "--non-interactive", "--agree-tos",
+            "--register-unsafely-without-email", "--server", job.directory,
+            "--webroot", "--webroot-path", job.webroot,
             "--config-dir", job.folder / "config", "--work-dir", job.folder / "work",
             "--logs-dir", job.folder / "logs"], chain
 
@@ -94,14 +101,16 @@ def lego(job):
     email = "bench@letsacme.example"
     server = job.directory.split("/")[2].replace(":", "_")
     keys = job.folder / "accounts" / server / email / "keys"
-    keys.mkdir(parents=True)
+    keys.mkdir(parents=True, exist_ok=True)
     shutil.copy(job.account_key, keys / (email + ".key"))
+    chain = job.folder / "certificates" / (job.names[0] + ".crt")
     return [support.tool("lego"), "--accept-tos", "--email", email, "--server", job.directory,
             "--path", job.folder, "--csr", job.csr, "--http", "--http.webroot", job.webroot,
-            "run"], job.folder / "certificates" / (job.names[0] + ".crt")
+            *(["renew", "--no-random-sleep"] if chain.exists() else ["run"])], chain
 
 
 CLIENTS = {"letsacme": letsacme, "acme-tiny": acme_tiny, "certbot": certbot, "lego": lego}
+NOTHING_DUE = {"letsacme": 3}  # the exit status; that of the others is 0
 
 
 # What is needed
@@ -143,12 +152,12 @@ def versions():
 
 # One run
 
-def new_job(folder, count, nginx):
+def new_job(folder, count, nginx, idle):
     """Account key and CSR for new names, and a web root that leads to nginx's challenge files."""
     names = [support.fresh_name("alias") for _ in range(count)]
     job = SimpleNamespace(folder=folder, names=names, output=folder / "output",
                           log=folder / "log", hosts=folder / "hosts", webroot=folder / "www",
-                          http_port=nginx.port, acme_dir=nginx.challenges)
+                          http_port=nginx.port, acme_dir=nginx.challenges, idle=idle, port=0)
     job.key = pki.write_key(folder / "domain.key", "p256")
     job.account_key = pki.write_key(folder / "account.key", "rsa2048")
     job.csr = pki.write_csr(folder / "csr", names, job.key)
@@ -176,26 +185,28 @@ async def carry(reader, writer, delay):
 
 
 @contextlib.asynccontextmanager
-async def proxy(target_port, rtt):
-    """A proxy that puts a round trip before a port; yields its port and a list of connections."""
+async def proxy(job, rtt):
+    """A proxy that puts a round trip before a job's CA; yields a list of its connections."""
     connections = []
 
     async def relay(client_reader, client_writer):
         connections.append(asyncio.current_task())
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(rtt)  # the opening of the TCP connection
-            reader, writer = await asyncio.open_connection("127.0.0.1", target_port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", job.ca_port)
             await asyncio.gather(carry(client_reader, writer, rtt / 2),
                                  carry(reader, client_writer, rtt / 2))
 
-    async with await asyncio.start_server(relay, "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()[1], connections
+    # The same port for a job's second run: lego keeps an account for that port alone.
+    async with await asyncio.start_server(relay, "127.0.0.1", job.port) as server:
+        job.port = server.sockets[0].getsockname()[1]
+        yield connections
 
 
-async def time_client(client, job, ca_port, rtt, limit):
+async def time_client(client, job, rtt, limit):
     """Runs a client; returns what the stopwatch says, and the number of connections."""
-    async with proxy(ca_port, rtt) as (port, connections):
-        job.directory = "https://127.0.0.1:%d/dir" % port
+    async with proxy(job, rtt) as connections:
+        job.directory = "https://127.0.0.1:%d/dir" % job.port
         command, job.certificate = CLIENTS[client](job)
         with job.log.open("wb") as log:
             process = await asyncio.create_subprocess_exec(
@@ -210,15 +221,17 @@ async def time_client(client, job, ca_port, rtt, limit):
             support.end(process)
             await process.wait()
         status, wall, cpu, memory = words.split()
-    if int(status):
+    status = os.waitstatus_to_exitcode(int(status))
+    if status not in (0, NOTHING_DUE.get(client)):
         raise Failed("exit status %d: %s" % (
-            os.waitstatus_to_exitcode(int(status)), " ".join(job.log.read_text().split())[-300:]))
+            status, " ".join(job.log.read_text().split())[-300:]))
     return float(wall), float(cpu), int(memory) / 1024, len(connections)
 
 
-def run(client, names, rtt, slow, limit):
-    """Gets one certificate and checks it; returns the run's figures."""
-    pace = {"PEBBLE_VA_NOSLEEP": "0", "PEBBLE_VA_SLEEPTIME": "5"} if slow else {}
+def run(client, cell, limit):
+    """Gets one certificate and checks it; returns the figures of that, or of a second run."""
+    names, rtt, kind = cell
+    pace = {"PEBBLE_VA_NOSLEEP": "0", "PEBBLE_VA_SLEEPTIME": "5"} if kind == "slow" else {}
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.chmod(0o755)  # as root, nginx's workers are another user
@@ -228,36 +241,46 @@ def run(client, names, rtt, slow, limit):
         ca = servers.Pebble(folder, nginx.port, PEBBLE_WFE_NONCEREJECT=0, keyAlgorithm="ecdsa",
                             retryAfter={"authz": 0, "order": 0}, **pace)
         stack.callback(ca.stop)
-        job = new_job(folder, names, nginx)
-        job.ca_file = ca.ca_file
-        before = len(ca.requests)
-        wall, cpu, memory, connections = asyncio.run(
-            time_client(client, job, ca.port, rtt / 1000, limit))
-        requests = len(ca.requests) - before
+        job = new_job(folder, names, nginx, kind == "idle")
+        job.ca_file, job.ca_port = ca.ca_file, ca.port
+        figures = asyncio.run(measured(client, job, ca, rtt / 1000, limit))
         try:
-            pki.check_chain(job.certificate.read_text(), job.names, job.key, ca.root)
+            issued = job.certificate.read_text()
+            if not job.idle:  # then certbot has made a key of its own
+                pki.check_chain(issued, job.names, job.key, ca.root)
         except (AssertionError, OSError, ValueError, subprocess.SubprocessError) as error:
             raise Failed("no certificate for the names: %r" % error) from None
-    return dict(zip(FIGURES, (wall, cpu, memory, requests, connections)))
+        if job.idle:
+            figures = asyncio.run(measured(client, job, ca, rtt / 1000, limit))
+            if job.certificate.read_text() != issued:
+                raise Failed("it was not due, but renewed")
+    return figures
+
+
+async def measured(client, job, ca, rtt, limit):
+    """Runs a client; returns its figures."""
+    before = len(ca.requests)
+    wall, cpu, memory, connections = await time_client(client, job, rtt, limit)
+    return dict(zip(FIGURES, (wall, cpu, memory, len(ca.requests) - before, connections)))
 
 
 # All runs
 
 def measure(cell, clients, repeats, limit):
     """Lets the clients take turns in a cell of the table; returns a row for each of them."""
-    names, rtt, slow = cell
-    rows = {client: {"names": names, "rtt": rtt, "slow": slow, "client": client, "runs": [],
+    names, rtt, kind = cell
+    rows = {client: {"names": names, "rtt": rtt, "kind": kind, "client": client, "runs": [],
                      "failure": None} for client in clients}
     for turn, (client, row) in itertools.product(range(repeats), rows.items()):
         if row["failure"]:
             continue
         try:
-            row["runs"].append(run(client, *cell, limit))
+            row["runs"].append(run(client, cell, limit))
             outcome = "%.2f s" % row["runs"][-1]["wall"]
         except Failed as failure:
             outcome = row["failure"] = str(failure)
-        say("names %d, round trip %d ms, %s validation, %s, run %d of %d: %s" % (
-            names, rtt, "slow" if slow else "quick", client, turn + 1, repeats, outcome))
+        say("names %d, round trip %d ms, %s, %s, run %d of %d: %s" % (
+            *cell, client, turn + 1, repeats, outcome))
     for row in rows.values():
         if not row["failure"]:
             row.update((figure, statistics.median(each[figure] for each in row["runs"]))
@@ -269,10 +292,9 @@ def show(result):
     """Prints the table."""
     print(", ".join("%s %s" % each for each in result["versions"].items()))
     print("Medians of %d; wall and CPU time in seconds, peak memory in MB" % result["repeats"])
-    print("names  rtt ms  validation  client         wall    cpu  memory  requests  connections")
+    print("names  rtt ms  kind   client         wall    cpu  memory  requests  connections")
     for row in result["rows"]:
-        start = "%5d  %6d  %-10s  %-10s" % (row["names"], row["rtt"],
-                                           "slow" if row["slow"] else "quick", row["client"])
+        start = "%5d  %6d  %-5s  %-10s" % (row["names"], row["rtt"], row["kind"], row["client"])
         print(start, row["failure"] or " %7.2f %6.2f  %6.1f  %8d  %11d" % tuple(
             row[figure] for figure in FIGURES))
 
@@ -298,6 +320,9 @@ def arguments():
                         help="round trips to the CA, in milliseconds")
     parser.add_argument("--slow", action="store_true", help="also: the greatest number of names, "
                         "no round trip, and a CA that takes 0 to 4 seconds to validate a name")
+    parser.add_argument("--idle", action="store_true", help="also: the smallest number of names, "
+                        "the longest round trip, and a certificate that is not due for renewal "
+                        "(acme-tiny would renew it)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each client in each cell")
     parser.add_argument("--limit", type=int, default=900, help="seconds that a run may take")
     parser.add_argument("--json", metavar="FILE", help="write all figures there, too")
@@ -311,12 +336,15 @@ def main():
         prepare()
         os.environ["LETSACME_TOOLS"] = str(TOOLS)
         os.execv(PYTHON, [PYTHON, __file__] + sys.argv[1:])
-    cells = [(*cell, False) for cell in itertools.product(options.names, options.rtt)]
+    cells = [(*cell, "quick") for cell in itertools.product(options.names, options.rtt)]
     if options.slow:
-        cells.append((max(options.names), 0, True))
+        cells.append((max(options.names), 0, "slow"))
+    if options.idle:
+        cells.append((min(options.names), max(options.rtt), "idle"))
     result = {"versions": versions(), "repeats": options.repeats, "rows": []}
     for cell in cells:
-        result["rows"] += measure(cell, options.clients, options.repeats, options.limit)
+        clients = [each for each in options.clients if each != "acme-tiny" or cell[2] != "idle"]
+        result["rows"] += measure(cell, clients, options.repeats, options.limit)
         if options.json:  # after each cell: a benchmark that is stopped has not been in vain
             Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
     show(result)
