@@ -4,6 +4,8 @@ It looks names up as the system does and connects to port 80. So Caddy, which is
 here, and letsacme.py run in namespaces of their own: with an /etc/hosts, and a loopback on which
 ports 80 and 443 are free.
 """
+import datetime
+import json
 import re
 
 import pytest
@@ -47,6 +49,11 @@ class Caddy:
         (folder / "Caddyfile").write_text(CADDYFILE.format(folder=folder))
         self.challenges = folder / "www" / ".well-known" / "acme-challenge"
         self.challenges.mkdir(parents=True)
+        # Caddy cleans its storage at the first start, and may so remove the folder of the very
+        # certificate that it is about to store; it does not if it reads that it has just done so.
+        (folder / "storage").mkdir()
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat()
+        (folder / "storage" / "last_clean.json").write_text(json.dumps({"tls": {"timestamp": now}}))
         self.ca_file = folder / "storage" / "pki" / "authorities" / "local" / "root.crt"
         self.inside = namespaces.inside
         self.server = Server([tool("caddy"), "run", "--config", folder / "Caddyfile"],
