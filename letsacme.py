@@ -210,14 +210,20 @@ def self_check(name, path, content, port):
 def validate(ca, order_url, challenges):
     """Have the CA validate all names; return the order after that (RFC 8555, 7.5.1). Raise Error if
     it cannot, which CAs show in the answer to a challenge, the authorization or the order."""
-    complaints = answer_challenges(ca, challenges)
+    complaints = {}
     try:
+        for name, (_, url) in challenges.items():
+            answer = ca.ask(url, {})
+            if answer.code >= 300 or has_failed(answer):
+                complaints[name] = answer.refusal()
+            if answer.code >= 500:
+                break  # the CA is down: other challenges would take as long
         order = await_validation(ca, order_url, challenges, bool(complaints))
         if order['status'] in ('ready', 'processing', 'valid'):
             log('  Verified!')
             return order
         failures = list_failures(ca, order, challenges, complaints)
-    except Error as error:
+    except Error as error:  # the CA cannot be asked any more: then what it has said before counts
         failures = [f'{name}: {words}' for name, words in complaints.items()] + list(error.args)
     raise Error(*failures)
 
@@ -227,30 +233,17 @@ def await_validation(ca, order_url, challenges, in_doubt):
     waiting = [url for url, _ in challenges.values()]
     order = ca.read(order_url)
     while order['status'] == 'pending':
-        authorization = first_unproved(ca, waiting)
-        if authorization is not None and has_failed(authorization):
-            break
+        while waiting:  # some CAs show a failure in the authorization alone
+            authorization = ca.read(waiting[0])
+            if has_failed(authorization):
+                return order
+            if authorization['status'] != 'valid':
+                break
+            del waiting[0]
         if not patience.wait(0 if in_doubt else order.poll_pause()):
             break
         order = ca.read(order_url)
     return order
-
-def answer_challenges(ca, challenges):
-    """Tell the CA that the files are there (RFC 8555, 7.5.1); return its complaints by name."""
-    complaints = {}
-    for name, (_, url) in challenges.items():
-        try:
-            answer = ca.ask(url, {})
-        except Error as error:
-            complaints[name] = f'{error}'
-            break
-        if answer.code >= 300:
-            complaints[name] = answer.refusal()
-        elif has_failed(answer):
-            complaints[name] = in_words(answer)
-        if answer.code >= 500:
-            break  # the CA is down: other challenges would take as long
-    return complaints
 
 def list_failures(ca, order, challenges, complaints):
     """Return a line for each name that is not valid: the first complaint, and how it stands."""
@@ -263,15 +256,6 @@ def list_failures(ca, order, challenges, complaints):
     if 'error' in order or not lines:
         lines.append(f'{order.location}: {in_words(order)}')
     return lines
-
-def first_unproved(ca, waiting):
-    """Return the first authorization that is not valid; drop the URLs of those before it."""
-    while waiting:
-        authorization = ca.read(waiting[0])
-        if authorization['status'] != 'valid':
-            return authorization
-        del waiting[0]
-    return None
 
 def has_failed(thing):
     """Return whether a challenge, or an authorization with one, shows that a validation failed."""
@@ -505,8 +489,9 @@ class Answer(dict):
     def refusal(self):
         """Return in words what the CA has refused, and when to come back if it says that."""
         after = self.retry_after()
-        date = formatdate(time.time() + after, usegmt=True) if after else ''
-        return in_words(self) + (f'; come back after {date}' if after else '')
+        if not after or self.code < 400:
+            return in_words(self)
+        return f'{in_words(self)}; come back after {formatdate(time.time() + after, usegmt=True)}'
 
     def made(self):
         """Return the answer; raise Error if it does not say where it has made something."""
@@ -844,7 +829,8 @@ def remove(*paths):
 
 # ---- Settings
 
-KEYS = {re.sub('-+(ca$|csr$|.)', lambda match: match[1].upper(), name): name for name in OPTIONS}
+KEYS = {name.title().replace('-', ''): name for name in OPTIONS}
+KEYS.update({'CA': KEYS.pop('Ca'), 'CSR': KEYS.pop('Csr')})
 
 def read_settings(argv):
     """Return what the command line and its configuration want; raise Error if that is wrong."""
