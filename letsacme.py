@@ -85,7 +85,7 @@ def main(argv):
     except Exception as error:
         lines = error.args
         if not isinstance(error, Error):
-            place = traceback.extract_tb(sys.exc_info()[2])[-1]
+            place = traceback.extract_tb(error.__traceback__)[-1]
             lines = [f'{type(error).__name__} at line {place.lineno} of {place.name}: this is a '
                      'mistake in letsacme, please report it']
         for line in lines:
@@ -195,8 +195,10 @@ def self_check(name, path, content, port):
     request = urllib.request.Request(
         f'http://{host}{WELL_KNOWN}/{os.path.basename(path)}', headers=USER_AGENT)
     tls = ssl._create_unverified_context()  # a redirect may lead to an expired certificate
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls))
     try:
-        with urllib.request.urlopen(request, None, ANSWER_TIMEOUT, context=tls) as answer:
+        with opener.open(request, timeout=ANSWER_TIMEOUT) as answer:
             found = answer.read(MOST_BYTES).rstrip().decode('utf-8', 'replace')
         if found == content:
             return []
@@ -278,7 +280,8 @@ def issue(ca, order_url, order, csr):
         if ready or not patience.wait(order.poll_pause()):
             break
         order = ca.read(order_url)
-    require(order['status'] == 'valid', f'{order_url}: {complaint or in_words(order)}')
+    words = f'{complaint}; then {in_words(order)}' if complaint else in_words(order)
+    require(order['status'] == 'valid', f'{order_url}: {words}')
     chain = read_certificates(ca.read(order['certificate']).body, order['certificate'])
     require(chain[0].public_key == csr.public_key, 'the CA sent a certificate for another key')
     missing = sorted(csr.names.keys() - chain[0].names.keys())
@@ -327,7 +330,7 @@ def is_due(ca, csr, old, outputs):
             window = ca.ask(url, method='GET').accepted()['suggestedWindow']
             start, end = read_time(window['start']), read_time(window['end'])
             require(start < end, f'{url}: the window ends before it starts')
-            # The second half is left for another try, since a CA lifts its limits only inside.
+            # The second half is left for another try: a CA lifts its limits in the window only.
             share = int(hashlib.sha256(old.der).hexdigest()[:8], 16) / 2 ** 32
             moment = min(start + share * (end - start) / 2, old.ends - lifetime / 10)
     except Error as error:
@@ -399,7 +402,7 @@ class CA:
         if method == 'POST':  # only then, since some servers refuse a GET that has this header
             body = self.sign(url, payload)
             headers = {**USER_AGENT, 'Content-Type': 'application/jose+json'}
-        if troubled:  # some CAs close a connection after each answer, and do not say so
+        if troubled:  # some CAs close a connection in silence, if only after sign() got a nonce
             self.close()
         if host not in self.connections:
             self.connections[host] = http.client.HTTPSConnection(
@@ -452,7 +455,8 @@ class Patience:
         return True
 
 class Answer(dict):
-    """The JSON object in an answer of the CA, or one inside of it, and what came with it."""
+    """The JSON object in an answer of the CA, or one inside of it, and what came with it. With []
+    a field must be there and of its type; get() and objects() take what there is."""
 
     KINDS = {'authorizations': list, 'identifier': dict, 'suggestedWindow': dict}  # else text
 
@@ -471,7 +475,7 @@ class Answer(dict):
         """Return a field; raise Error if it is missing or of another type."""
         value = self.get(field)
         good = isinstance(value, self.KINDS.get(field, str))
-        good = good and all(isinstance(each, str) for each in value)  # keys, URLs or letters
+        good = good and all(isinstance(each, str) for each in value)  # URLs, keys or letters
         require(good, f'{self.url}: the answer has no usable "{field}": {self.beginning}')
         return value
 
@@ -771,9 +775,10 @@ def may_be_replaced(path):
 
 def is_mounted(path):
     """Return whether a file is a mount point, as in a container, so that nothing can replace it."""
-    mounts = '/proc/self/mountinfo'  # os.path.ismount() misses those from the same file system
-    known = read_file(mounts).split() if os.path.exists(mounts) else []
-    return os.path.ismount(path) or os.fsencode(path.replace(' ', '\\040')) in known
+    with contextlib.suppress(OSError), open('/proc/self/mountinfo', 'rb') as mounts:
+        # os.path.ismount() misses those from the same file system.
+        return os.fsencode(path.replace(' ', '\\040')) in mounts.read().split()
+    return os.path.ismount(path)
 
 def write_outputs(contents):
     """Write files (bytes by path): all new ones beside their targets first, then each is put in
@@ -888,35 +893,36 @@ def read_configuration(source):
         raise Error(f'{what} must be a JSON object{place}') from None
     options, directories = {}, {}
     for key, value in fields.items():
-        if key not in KEYS:  # then it is a name, or DocumentRoot, which is for all names
-            entry = value if isinstance(value, dict) else {key: value}
-            directories['' if entry is not value else key.lower()] = directory_in(key, entry)
-        elif OPTIONS[KEYS[key]]:
+        option = KEYS.get(key)
+        if key == 'DocumentRoot':  # outside of an entry it is for all names
+            directories[''] = directory_in(key, {key: value})
+        elif not option:
+            directories[key.lower()] = directory_in(key, value)
+        elif OPTIONS[option]:
             texts = value if key == 'Contact' and isinstance(value, list) else [value]
-            good = key == 'CheckPort' or all(map(is_text, texts))  # a port may be a number
-            require(good, f'"{key}" must be text')
-            options[KEYS[key]] = to_path(' '.join(map(str, texts)))
+            texts = [str(value)] if key == 'CheckPort' else texts  # which may be a number
+            options[option] = ' '.join(text_in(key, text) for text in texts)
         else:
             require(f'{value}'.lower() in ('true', 'false'), f'"{key}" must be true or false')
-            options[KEYS[key]] = f'{value}'.lower() == 'true'
+            options[option] = f'{value}'.lower() == 'true'
     return options, directories
 
 def directory_in(name, entry):
     """Return the challenge directory in a name's entry; raise Error if that is wrong."""
-    paths = {key: path for key, path in entry.items() if key[:1] != '_'}
-    good = [key for key in ('AcmeDir', 'DocumentRoot') if paths.get(key) and is_text(paths[key])]
-    told = ': it is no option' if name in entry else f', not {", ".join(entry) or "empty"}'
-    require(good and len(good) == len(paths), f'"{name}" must be {{"DocumentRoot": PATH}} or '
-            f'{{"AcmeDir": PATH}}{told}')
-    return to_path(paths.get('AcmeDir') or paths['DocumentRoot'].rstrip('/') + WELL_KNOWN)
+    found = [key for key in entry if key[:1] != '_'] if isinstance(entry, dict) else ['a value']
+    require(found and {*found} <= {'AcmeDir', 'DocumentRoot'},
+            f'"{name}" is no option, so it must be {{"DocumentRoot": PATH}} or '
+            f'{{"AcmeDir": PATH}}, not {", ".join(found) or "empty"}')
+    paths = {key: text_in(key, entry[key]) for key in found}
+    require(all(paths.values()), f'"{name}" has an empty path')
+    return paths.get('AcmeDir') or paths['DocumentRoot'].rstrip('/') + WELL_KNOWN
 
-def is_text(value):
-    """Return whether a JSON value is text that can be a path: no NUL, no lone surrogate."""
-    return isinstance(value, str) and not re.search('[\0\ud800-\udc7f\udd00-\udfff]', value)
-
-def to_path(text):
-    """Return text from JSON as paths are here; in the C locale, Python 3.6 takes them for ASCII."""
-    return os.fsdecode(text.encode('utf-8', 'surrogateescape'))
+def text_in(key, value):
+    """Return text from JSON in the form of paths here; raise Error if a value is none. (In the C
+    locale, Python 3.6 takes paths for ASCII.)"""
+    good = isinstance(value, str) and not re.search('[\0\ud800-\udc7f\udd00-\udfff]', value)
+    require(good, f'"{key}" must be text')
+    return os.fsdecode(value.encode('utf-8', 'surrogateescape'))
 
 # ---- Trouble, words and signals
 
