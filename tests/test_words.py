@@ -21,20 +21,12 @@ WORDS = dict(re.findall(r"^(\S.*):\n((?:  .*\n)+)", support.TOP.joinpath(
 
 # ---- Mistakes: functions that change a run (its options "--..." and how it is started)
 
-def also(**changes):
-    """Other options: also(csr="x") is --csr x in the trial's folder; None takes one away."""
+def given(**options):
+    """Other options; in their values, {site} is the trial's folder; None takes one away."""
     def mistake(run, trial):
-        for name, value in changes.items():
+        for name, value in options.items():
             run["args"]["--" + name.replace("_", "-")] = (
-                trial.site / value if isinstance(value, str) else value)
-    return mistake
-
-
-def words(**changes):
-    """Other options, whose values are no files."""
-    def mistake(run, trial):
-        for name, value in changes.items():
-            run["args"]["--" + name.replace("_", "-")] = value
+                value.replace("{site}", str(trial.site)) if isinstance(value, str) else value)
     return mistake
 
 
@@ -48,14 +40,9 @@ def file(option, content):
     return mistake
 
 
-def copy(option, what):
-    """An option names a file like another one of the trial."""
-    return file(option, lambda trial: getattr(trial, what).read_bytes())
-
-
 def config(value):
-    """A configuration, in a file."""
-    return file("--config-json", value if isinstance(value, str) else json.dumps(value))
+    """A configuration."""
+    return given(config_json=json.dumps(value))
 
 
 def csr(*names):
@@ -70,15 +57,12 @@ def key(kind):
         trial.folder / "other.key", kind).read_bytes())
 
 
-def root(mode):
-    """A document root with this mode, from the point of view of its owner."""
-    def mistake(run, trial):
-        (trial.site / "root").mkdir()
-        (trial.site / "root").chmod(mode)
-        run.update(wrapper=support.UNPRIVILEGED, changed=["root"])
-        run["args"].update({"--acme-dir": None, "--config-json": json.dumps(
-            {"DocumentRoot": str(trial.site / "root")})})
-    return mistake
+def read_only_root(run, trial):
+    """A document root that may not be written."""
+    (trial.site / "root").mkdir(mode=0o555)
+    run.update(wrapper=support.UNPRIVILEGED, changed=["root"])
+    run["args"].update({"--acme-dir": None, "--config-json": json.dumps(
+        {"DocumentRoot": str(trial.site / "root")})})
 
 
 def no_openssl(run, trial):
@@ -106,13 +90,6 @@ def ca(script=None, **more):
     return mistake
 
 
-def url(address):
-    """An address instead of the CA's."""
-    def mistake(run, trial):
-        run["args"]["--ca"] = address
-    return mistake
-
-
 def full_disk(run, trial):
     """The outputs are to be written to a disk that has no room."""
     (trial.site / "disk").mkdir()
@@ -123,47 +100,47 @@ def full_disk(run, trial):
 
 
 MISTAKES = {
-    "no --csr": also(csr=None),
-    "a typing error in an option": words(fulchain_file="fullchain.pem"),
-    "a stray word that may be a secret": words(quiet="c2VjcmV0LXNlY3JldC1zZWNyZXQ"),
-    "an option without its value": words(csr=True),
-    "the configuration is missing": also(config_json="none.json"),
-    "the configuration is no JSON": config('{"AcmeDir": "/tmp",}'),
+    "no --csr": given(csr=None),
+    "a typing error in an option": given(fulchain_file="fullchain.pem"),
+    "a stray word that may be a secret": given(quiet="c2VjcmV0LXNlY3JldC1zZWNyZXQ"),
+    "an option without its value": given(csr=True),
+    "the configuration is missing": given(config_json="{site}/none.json"),
+    "the configuration is no JSON": file("--config-json", '{"AcmeDir": "/tmp",}'),
     "an unknown key": config({"AcountKey": "account.key"}),
     "a name with a path alone": config({"example.org": "/var/www"}),
     "an unknown key in an entry": config({"example.org": {"DocumentRot": "/var/www"}}),
     "a flag that is neither": config({"Renew": "yes"}),
     "a list as a path": config({"CertFile": ["cert.pem"]}),
-    "--renew alone": words(renew=True),
-    "a key for EAB without its name": words(eab_hmac_key="c2VjcmV0"),
-    "the account key is missing": also(account_key="none.key"),
+    "--renew alone": given(renew=True),
+    "a key for EAB without its name": given(eab_hmac_key="c2VjcmV0"),
+    "the account key is missing": given(account_key="{site}/none.key"),
     "the account key has a password": key("encrypted"),
     "the account key is of another kind": key("ed25519"),
-    "the CSR is missing": also(csr="none.csr"),
-    "the CSR is a certificate": copy("--csr", "cert"),
+    "the CSR is missing": given(csr="{site}/none.csr"),
+    "the CSR is a certificate": file("--csr", lambda trial: trial.cert.read_bytes()),
     "the CSR is empty": file("--csr", ""),
-    "the CSR has the account key": copy("--account-key", "key"),
+    "the CSR has the account key": file("--account-key", lambda trial: trial.key.read_bytes()),
     "no name": csr(),
     "a wildcard": csr("example.org", "*.example.org"),
-    "a name without an entry": words(acme_dir=None, config_json=json.dumps(
+    "a name without an entry": given(acme_dir=None, config_json=json.dumps(
         {"other.example": {"DocumentRoot": "/var/www"}})),
-    "a document root that is not there": words(acme_dir=None, config_json=json.dumps(
+    "a document root that is not there": given(acme_dir=None, config_json=json.dumps(
         {"site.example": {"DocumentRoot": "/var/ww/html"}})),
-    "a directory that is not there": also(acme_dir="chalenges"),
-    "a document root that may not be written": root(0o555),
+    "a directory that is not there": given(acme_dir="{site}/chalenges"),
+    "a document root that may not be written": read_only_root,
     "an output is a configuration": file("--fullchain-file", '{"AcmeDir": "/tmp"}'),
-    "an output is a directory": also(fullchain_file="challenges"),
-    "an output is in no directory": also(fullchain_file="none/fullchain.pem"),
-    "two outputs are one": also(cert_file="cert.pem", chain_file="cert.pem"),
+    "an output is a directory": given(fullchain_file="{site}/challenges"),
+    "an output is in no directory": given(fullchain_file="{site}/none/fullchain.pem"),
+    "two outputs are one": given(cert_file="{site}/cert.pem", chain_file="{site}/cert.pem"),
     "the site has not got the file": served(page(b"", 404)),
     "the site shows something else": served(
         lambda request, content: Response(b"<html>Hello\r\n\r\n" + content)),
     "the site goes to https, which is closed": served(
         page(b"", 301, Location="https://site.example:1/")),
     "--ca is no directory": ca({"directory": replace(b"<html>Hello")}),
-    "--ca is of no host": url("https://acme.invalid/directory"),
-    "--ca is nowhere": url("https://localhost:1/directory"),
-    "--ca is without TLS": url("http://localhost/directory"),
+    "--ca is of no host": given(ca="https://acme.invalid/directory"),
+    "--ca is nowhere": given(ca="https://localhost:1/directory"),
+    "--ca is without TLS": given(ca="http://localhost/directory"),
     "openssl is missing": no_openssl,
     "the CA is not trusted": unknown_root,
     "EAB is needed": ca(eab={"me": b"key"}),
