@@ -9,7 +9,7 @@ from itertools import cycle
 
 import faults
 import pytest
-from faults import ERROR, MISSING, change, delivered, fields, problem, put, replace
+from faults import ERROR, MISSING, all_of, change, delivered, fields, problem, put, replace
 
 core = pytest.mark.core
 RESOURCES = ["directory", "newNonce", "newAccount", "newOrder", "authz", "challenge", "order",
@@ -205,14 +205,6 @@ def test_a_needed_field_is_odd(trial, field, value):
     """Missing, or of another type: the error names the URL and the field."""
     resource, path = field.split(".", 1)
     trial.fails({resource: put(path, value)}, "https://localhost", 'no usable "%s"' % path)
-
-
-def all_of(*some):
-    """Several faults at once."""
-    def fault(request, reply):
-        for each in some:
-            each(request, reply)
-    return fault
 
 
 @pytest.mark.parametrize("value", [MISSING, [7]], ids=["missing", "list"])
