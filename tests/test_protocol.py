@@ -70,18 +70,14 @@ def test_the_ca_is_busy_for_nonsense(trial):
         "Sun, 06 Nov 0000 08:49:37 GMT")]}, waits=ALL_TOLD)
 
 
-@pytest.mark.parametrize("resource, after", [("newOrder", 604800), ("order", "604800")])
-def test_the_ca_is_busy_for_a_week(trial, resource, after):
-    """That is an error at once, which says when to come back."""
-    result = trial.fails({resource: busy(after)}, "too many")
-    assert re.search(r"60479\d|604800|\d\d \w{3} \d{4} [\d:]{8} GMT$", result.err, re.M)
-    assert result.ca.count(resource) == 1
-
-
-def test_a_429_without_a_date(trial):
-    """A rate limit that does not say when it ends is an error at once."""
-    result = trial.fails({"newOrder": problem("rateLimited", 429)}, "rateLimited")
-    assert result.ca.count("newOrder") == 1
+@pytest.mark.parametrize("resource, fault, words", [
+    ("newOrder", busy(604800), r"too many.*\d\d \w{3} \d{4} [\d:]{8} GMT$"),
+    ("order", busy("604800", 503), r"too many.*\d\d \w{3} \d{4} [\d:]{8} GMT$"),
+    ("newOrder", problem("rateLimited", 429), "rateLimited")], ids=["date", "seconds", "no-date"])
+def test_the_ca_is_busy_for_a_week(trial, resource, fault, words):
+    """That is an error at once, which says when to come back; so is a limit without a date."""
+    result = trial.fails({resource: fault})
+    assert re.search(words, result.err, re.M) and result.ca.count(resource) == 1
 
 
 def test_retry_after_is_obeyed_on_polling(trial):
@@ -125,25 +121,15 @@ def test_errors_though_it_worked(trial):
                  "finalize": [lost, problem("badCSR")]})
 
 
-def test_the_reason_comes_first(trial):
-    """Trouble that says why the repeated request is refused is what is told."""
-    why = problem("serverInternal", 500, detail="the printer is out of paper", heard=True)
-    trial.fails({"finalize": [why, problem("orderNotReady")], "order": [None, fields(
-        status="invalid")]}, "out of paper")
-
-
 # ---- States (where CAs show the failure of a validation: see test_ways.py)
 
-def test_the_files_cannot_be_read(trial):
-    """Each name is reported with the CA's words."""
-    trial.fails(None, *["%s: " % name for name in trial.names], "cannot be read",
-                ca={"challenges": trial.folder / "nowhere"})
-
-
-def test_the_issuance_fails(trial):
-    """An order that becomes invalid says why."""
-    why = {"type": ERROR + "caa", "detail": "CAA forbids it"}
-    trial.fails({"order": [None, fields(status="invalid", error=why)]}, "CAA forbids it")
+@pytest.mark.parametrize("script, challenges, words", [
+    ({}, "nowhere", ["www.site.example: ", "E: site.example: ", "cannot be read"]),
+    ({"order": [None, fields(status="invalid", error={"detail": "CAA forbids it"})]}, "challenges",
+     ["/order/0: ", "CAA forbids it"])], ids=["validation", "issuance"])
+def test_what_the_ca_does_fails(trial, script, challenges, words):
+    """Each name is reported, or else the order, with the CA's words."""
+    trial.fails(script, *words, ca={"challenges": trial.site / challenges})
 
 
 def test_the_names_are_proved_already(trial):
@@ -159,19 +145,15 @@ def test_a_ca_that_takes_no_time(trial):
     trial.works(ca={"validation": 0, "issuance": 0})
 
 
-@pytest.mark.parametrize("status", ["pending", "ready", "processing", "dancing"])
-def test_the_order_is_stuck(trial, status):
-    """However often one looks, the run ends, and names the order."""
-    result = trial.fails({"order": fields(status=status)}, "/order/", waits={"WORK_PATIENCE": 0.5})
+@pytest.mark.parametrize("resource, status, times", [
+    *(("order", status, 1000) for status in ("pending", "ready", "processing", "dancing")),
+    ("newOrder", "ready", 1), ("newOrder", "valid", 1), ("newOrder", "dancing", 1),
+    ("finalize", "dancing", 1), ("authz", "valid", 2)])
+def test_an_odd_status(trial, resource, status, times):
+    """However often one looks, or if it does not fit what comes later: the run ends."""
+    result = trial.fails({resource: [fields(status=status)] * times}, "/order/",
+                         waits={"WORK_PATIENCE": 0.5})
     assert result.ca.count("order") < 60
-
-
-@pytest.mark.parametrize("resource, status", [
-    ("newOrder", "ready"), ("newOrder", "valid"), ("newOrder", "dancing"), ("finalize", "dancing"),
-    ("authz", "valid")])
-def test_an_answer_has_an_odd_status(trial, resource, status):
-    """What the CA says first does not fit what it says later."""
-    trial.fails({resource: [fields(status=status)] * 2}, "https://localhost")
 
 
 # ---- Shapes
@@ -191,20 +173,16 @@ def test_a_server_in_trouble_has_no_good_words(trial):
     assert result.ca.count("newOrder") == len(trouble) + 1
 
 
-@pytest.mark.parametrize("resource, body", [
-    ("directory", b"<html>"), ("newOrder", None), ("authz", []), ("order", b""), ("finalize", {})])
-def test_an_answer_is_no_good_object(trial, resource, body):
-    """Where the answer is needed, the error names its URL."""
-    trial.fails({resource: replace(body)}, "https://localhost", "/" + resource)
-
-
-@pytest.mark.parametrize("field, value", [
-    ("directory.newNonce", MISSING), ("directory.newAccount", [7]), ("newOrder.status", MISSING),
-    ("newOrder.authorizations", [7]), ("order.status", [7]), ("order.finalize", MISSING)])
-def test_a_needed_field_is_odd(trial, field, value):
-    """Missing, or of another type: the error names the URL and the field."""
-    resource, path = field.split(".", 1)
-    trial.fails({resource: put(path, value)}, "https://localhost", 'no usable "%s"' % path)
+@pytest.mark.parametrize("resource, fault, words", [
+    *((resource, replace(body), "") for resource, body in (
+        ("directory", b"<html>"), ("newOrder", None), ("authz", []), ("order", b""))),
+    *((resource, put(field, value), 'no usable "%s"' % field) for resource, field, value in (
+        ("directory", "newNonce", MISSING), ("newOrder", "status", MISSING),
+        ("newOrder", "authorizations", [7]), ("order", "finalize", MISSING),
+        ("finalize", "status", 7)))])
+def test_something_needed_is_odd(trial, resource, fault, words):
+    """A whole answer, or a field: the error names the URL and the field."""
+    trial.fails({resource: fault}, "https://localhost", "/" + resource, words)
 
 
 @pytest.mark.parametrize("value", [MISSING, [7]], ids=["missing", "list"])

@@ -56,45 +56,50 @@ def look(authorization, challenge, error=None):
     return fault
 
 
+def of_one(fault):
+    """The authorization of one name is spoilt."""
+    def chosen(request, reply):
+        if reply.body["identifier"]["value"] == "site.example":
+            fault(request, reply)
+    return chosen
+
+
 PENDING = look("pending", "pending")
+BUSY, HEARD = [problem("serverInternal", 503, detail="busy", heard=heard) for heard in (False, True)]
+REFUSED = problem("unauthorized", 403, detail=DETAIL)
 SHOWN = {
-    "refused": {"challenge": problem("unauthorized", 403, detail=DETAIL)},
+    "refused": {"challenge": REFUSED},
+    "refused-after-trouble": {"challenge": [BUSY, REFUSED] * 2, "authz": PENDING},
+    "refused-and-the-order-invalid": {"challenge": [BUSY, REFUSED] * 2, "authz": PENDING,
+                                      "order": fields(status="invalid")},
+    "refused-for-a-day": {"challenge": problem("rateLimited", 429, {"Retry-After": "86400"},
+                                               detail=DETAIL)},
     "invalid-in-the-answer": {"challenge": fields(status="invalid", error=REASON),
                               "authz": PENDING},
-    "invalid-in-the-answer-and-why-elsewhere": {
-        "challenge": fields(status="invalid"), "authz": look("invalid", "invalid", REASON)},
-    "pending-with-an-error-in-the-answer": {
-        "challenge": fields(status="pending", error=REASON), "authz": PENDING},
+    "invalid-in-the-answer-and-why-elsewhere": {"challenge": fields(status="invalid"),
+                                                "authz": look("invalid", "invalid", REASON)},
+    "pending-with-an-error-in-the-answer": {"challenge": fields(status="pending", error=REASON),
+                                            "authz": PENDING},
     "pending-with-an-error": {"authz": look("pending", "pending", REASON)},
     "invalid-challenge-only": {"authz": look("pending", "invalid", REASON)},
     "invalid-and-the-challenge-processing": {"authz": look("invalid", "processing", REASON)},
 }
+WITHOUT_A_REASON = {
+    "invalid": {"challenge": fields(status="invalid"), "authz": PENDING},
+    "expired": {"authz": look("expired", "processing")},
+}
 
 
-@pytest.mark.parametrize("script", SHOWN.values(), ids=SHOWN.keys())
-def test_a_failure_is_seen_wherever_it_shows(trial, script):
-    """While the order stays pending for ever: at once, with names and the CA's reason."""
+@pytest.mark.parametrize("script, words", [
+    *((script, DETAIL) for script in SHOWN.values()),
+    *((script, status) for status, script in WITHOUT_A_REASON.items())],
+    ids=[*SHOWN, *WITHOUT_A_REASON])
+def test_a_failure_is_seen_wherever_it_shows(trial, script, words):
+    """At once, while the order stays pending for ever: with names, and the CA's reason or state."""
     result = trial.fails({"order": STUCK, **script}, **SOON)
     for name in trial.names:
-        assert any(DETAIL in line for line in told_of(result, name)), result.err
+        assert any(words in line for line in told_of(result, name)), result.err
     assert result.ca.count("finalize") == 0
-
-
-@pytest.mark.parametrize("script, word", [
-    ({"challenge": fields(status="invalid"), "authz": PENDING}, "invalid"),
-    ({"authz": look("expired", "processing")}, "expired")], ids=["invalid", "expired"])
-def test_a_failure_without_a_reason(trial, script, word):
-    """If the CA gives none, the status is told, just as soon."""
-    result = trial.fails({"order": STUCK, **script}, **SOON)
-    for name in trial.names:
-        assert any(word in line for line in told_of(result, name)), result.err
-
-
-def test_a_challenge_is_refused_for_a_day(trial):
-    """That is no reason to wait, and told with the name that it is about."""
-    later = problem("rateLimited", 429, {"Retry-After": "86400"}, detail=DETAIL)
-    result = trial.fails({"challenge": later}, DETAIL, **SOON)
-    assert any(told_of(result, name) for name in trial.names), result.err
 
 
 @pytest.mark.parametrize("authorization", [None, PENDING], ids=["honest", "pending"])
@@ -104,67 +109,28 @@ def test_a_failure_shows_in_the_order_only(trial, authorization):
     trial.fails(script, DETAIL, **SOON)
 
 
-@pytest.mark.parametrize("where", ["challenge", "authz"])
-def test_one_of_two_names_fails(trial, where):
+@pytest.mark.parametrize("script, words", [
+    ({"challenge": [REFUSED]}, DETAIL),
+    ({"authz": of_one(look("invalid", "processing", REASON))}, DETAIL),
+    ({"authz": of_one(PENDING)}, "pending")], ids=["refused", "invalid", "pending-for-ever"])
+def test_one_of_two_names_fails(trial, script, words):
     """The name that fails is told, with the reason; not one that the CA has found valid."""
-    bad = set()
-
-    def authorization(request, reply):
-        """Only one name is in trouble."""
-        if reply.body["identifier"]["value"] == "site.example":
-            bad.add(request.id)
-            look(*{"challenge": ("pending", "processing"),
-                   "authz": ("invalid", "processing", REASON)}[where])(request, reply)
-
-    def challenge(request, reply):
-        """Its challenge is refused."""
-        if where == "challenge" and request.id in bad:
-            problem("connection", 400, detail=DETAIL)(request, reply)
-    result = trial.fails({"order": STUCK, "authz": authorization, "challenge": challenge}, **SOON)
-    [line] = refusals(result.err)
-    assert DETAIL in line and told_of(result, "site.example")
+    result = trial.fails({"order": STUCK, **script}, words)
+    assert len(refusals(result.err)) == len(told_of(result, "site.example")) == 1
     assert not told_of(result, "www.site.example")
-
-
-def test_after_ten_minutes(trial):
-    """Each name that is not valid is told with its status, and no other."""
-    def authorization(request, reply):
-        """One name is never done."""
-        if reply.body["identifier"]["value"] == "site.example":
-            look("pending", "processing")(request, reply)
-    result = trial.fails({"order": STUCK, "authz": authorization})
-    assert told_of(result, "site.example") and not told_of(result, "www.site.example")
-    assert any("pending" in line for line in told_of(result, "site.example"))
 
 
 # ---- 3. Trouble, then a refusal
 
-BUSY = problem("serverInternal", 503)
-HEARD = problem("serverInternal", 503, heard=True)
-
-
-def test_finalize_is_refused_after_trouble(trial):
-    """What decides is the order, which is where it was: the CA's reason is told, at once."""
-    refused = problem("badCSR", 400, detail=DETAIL)
-    result = trial.fails({"finalize": [BUSY, refused]}, DETAIL, "badCSR", **SOON)
-    assert result.ca.count("finalize") == 2
-
-
-@pytest.mark.parametrize("order", [STUCK, fields(status="invalid")], ids=["pending", "invalid"])
-def test_a_challenge_is_refused_after_trouble(trial, order):
-    """The order has not moved, or has failed: the reason is told, with the name."""
-    refused = problem("unauthorized", 403, detail=DETAIL)
-    result = trial.fails({"challenge": [BUSY, refused, BUSY, refused], "order": order,
-                          "authz": PENDING}, **SOON)
-    for name in trial.names:
-        assert any(DETAIL in line for line in told_of(result, name)), result.err
-
-
-@pytest.mark.parametrize("order", ["invalid", "processing"])
-def test_the_first_words_count(trial, order):
-    """What the CA says first is told, not how the order looks in the end."""
-    trial.fails({"finalize": problem("badCSR", 400, detail=DETAIL),
-                 "order": [None, *[fields(status=order)] * 1000]}, DETAIL, "badCSR")
+@pytest.mark.parametrize("finalize, order", [
+    ([BUSY, REFUSED], []), ([REFUSED], ["invalid"]), ([REFUSED], ["processing"]),
+    ([problem("serverInternal", 500, detail=DETAIL, heard=True), problem("orderNotReady")],
+     ["invalid"])], ids=["in-trouble", "invalid", "processing", "lost"])
+def test_finalize_is_refused(trial, finalize, order):
+    """What decides is the order; what the CA says first is told, not how it looks in the end."""
+    states = [fields(status=status) for status in order]
+    result = trial.fails({"finalize": finalize, "order": [None, *states * 1000]}, DETAIL)
+    assert result.ca.count("finalize") == len(finalize)
 
 
 def test_answers_that_never_get_through(trial):
@@ -175,7 +141,7 @@ def test_answers_that_never_get_through(trial):
 
 def test_the_answer_to_no_challenge_gets_through(trial):
     """The run ends after one of them, with what the CA said, since others would fare no better."""
-    result = trial.fails({"challenge": HEARD, "order": STUCK}, "as scripted",
+    result = trial.fails({"challenge": HEARD, "order": STUCK}, "busy",
                          waits={"REQUEST_PATIENCE": 0.3})
     assert told_of(result, "site.example")
 
