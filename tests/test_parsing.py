@@ -25,7 +25,7 @@ pytestmark = pytest.mark.quick
 
 # ---- All that these tests know of the inside of letsacme.py
 
-elements, values_of, read_time = script.elements, script.values_of, script.read_time
+elements, read_time = script.elements, script.read_time
 write_outputs = script.write_outputs  # bytes by path
 Error, Patience, directory_of = script.Error, script.Patience, script.challenge_directory
 
@@ -124,15 +124,6 @@ def test_much_der():
     assert time.process_time() - started < 0.5
 
 
-def test_values_of_an_object_identifier():
-    """They are found at any depth, whether or not it is said that the extension is critical."""
-    inner = "0603550403" + "0c0161"
-    critical = "0603550403" + "0101ff" + "0c0162"
-    nested = "31%02x30%02x%s" % (len(inner) // 2 + 2, len(inner) // 2, inner)
-    data = nested + "30%02x%s" % (len(critical) // 2, critical) + "0603550404"
-    assert values_of(bytes.fromhex("550403"), bytes.fromhex(data)) == [b"a", b"b"]
-
-
 @pytest.mark.parametrize("change", [
     lambda pem: pem.replace(b"\n", b"\r\n"), lambda pem: b"Subject: x\n\n" + pem + b"\n\n",
     lambda pem: pem.replace(b"BEGIN CERT", b"BEGIN NEW CERT").replace(b"END CERT", b"END NEW CERT"),
@@ -201,16 +192,6 @@ def test_names_that_cannot_be_had(tmp_path, key, names, cn, words):
     """A wildcard is refused by name, with what can prove it; that there is no name is said, too."""
     with pytest.raises(Error, match=words):
         requested(pki.write_csr(tmp_path / "csr", names, key(), cn))
-
-
-@pytest.mark.parametrize("value", [
-    "", "3000", "3080", "3084ffffffff", "300387017f", "30028200", "0500", "3080" * 500])
-def test_garbled_names(tmp_path, key, value):
-    """The extension holds other bytes than it should."""
-    extension = x509.UnrecognizedExtension(
-        x509.oid.ExtensionOID.SUBJECT_ALTERNATIVE_NAME, bytes.fromhex(value))
-    with pytest.raises(Error, match="/csr"):
-        requested(pki.write_csr(tmp_path / "csr", key=key(), extensions=[(extension, False)]))
 
 
 # ---- Certificates
