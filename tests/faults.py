@@ -135,7 +135,6 @@ def closing(part):
 
 
 close_after, close_instead = closing(bytes), closing(lambda data: b"")
-cut_head = closing(lambda data: data[:40])
 cut_short = closing(lambda data: data[:-max(1, len(data.split(b"\r\n\r\n", 1)[1]) // 2)])
 
 

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.quick
 elements, read_time = script.elements, script.read_time
 write_outputs = script.write_outputs  # bytes by path
 Error, Patience, directory_of = script.Error, script.Patience, script.challenge_directory
+URL = "https://ca.example/x"
 
 
 def settings(config, *words):
@@ -54,10 +55,7 @@ def answer(body=None, status=403, **headers):
         message[name.replace("_", "-")] = value
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
     response = SimpleNamespace(status=status, headers=message)
-    return script.read_answer("https://ca.example/x", response, body)
-
-
-URL = "https://ca.example/x"
+    return script.read_answer(URL, response, body)
 
 
 def asked(url, send=None):
@@ -207,7 +205,7 @@ def test_certificate(serial, authority, expected):
                        authority and bytes.fromhex(authority))
     found = certificate(pki.pem(made))
     assert set(found.names) == {"a.example", "::1"} and not found.self_signed
-    assert found.renewal_id == expected or pki.ari_id(made)
+    assert found.renewal_id == (expected or pki.ari_id(made))
     assert (found.starts, found.ends) == tuple(calendar.timegm(each.timetuple()) for each in (
         made.not_valid_before_utc, made.not_valid_after_utc))
     assert certificate(pki.pem(issuer.root)).self_signed
