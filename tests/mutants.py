@@ -110,7 +110,7 @@ MUTANTS = [
     ("a wildcard is ordered", "require('*' not in name", "require(True",
      "test_parsing cannot_be_had"),
     ("any name is ordered", "require(host or identifier['type'] == 'ip'", "require(True",
-     "test_parsing odd_names"),
+     "test_parsing cannot_be_had"),
     ("cut DER is taken", "    if start > len(data):\n        raise ValueError\n", "",
      "test_parsing elements"),
     ("a key among certificates is taken", "blocks and len(blocks) == len(labels)", "blocks",
@@ -145,7 +145,7 @@ MUTANTS = [
      "test_pebble dry_run"),
     # settings and secrets
     ("a secret gets into the log", r"re.sub(r'[\w+/-]{16,}', '(not shown)', name)", "name",
-     "test_parsing secrets"),
+     "test_parsing wrong_settings"),
     ("an unknown key is overlooked", "good and len(good) == len(paths)", "True",
      "test_parsing wrong_settings"),
     ("wrong usage has status 1", "status = 2  #", "status = 1  #", "test_usage wrong_usage"),

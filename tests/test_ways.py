@@ -5,6 +5,7 @@ The runs are judged by trials.py. Where a wrong client waits for ten minutes, SO
 down to half a minute, and the run ended after half of it.
 """
 import base64
+import datetime
 import re
 
 import pki
@@ -18,6 +19,7 @@ SOON = {"scale": 0.05, "timeout": 15}
 DETAIL = "there is no route to your host"
 REASON = {"type": ERROR + "connection", "detail": DETAIL, "status": 400}
 STUCK = fields(status="pending")
+DAY = datetime.timedelta(days=1)
 
 
 def told_of(result, name):
@@ -247,42 +249,28 @@ def test_an_answer_that_is_too_long(trial, resource, length):
     assert result.ca.count(resource) == 1
 
 
-@pytest.fixture
-def renewal(trial):
-    """renewal(answer) is a renewal that the CA wishes for; see below for the answer."""
-    issuer = pki.Issuer()
-    public = pki.load_key(trial.key).public_key()
-    old = issuer.leaf(trial.names, public, days=(-80, 10))
-    fullchain = trial.site / "fullchain.pem"
-    fullchain.write_bytes(pki.pem(old, issuer.intermediate))
-    trial.options.update({"--renew": True, "--fullchain-file": fullchain})
-    window = [old.not_valid_before_utc, old.not_valid_before_utc + (
-        old.not_valid_after_utc - old.not_valid_before_utc) / 2]
-
-    def run(answer):
-        """Answer an order in this way if it says what it replaces; return which orders did."""
-        sent = []
-
-        def order(request, reply):
-            """The one that does not say it is welcome."""
-            sent.append("replaces" in request.payload)
-            if sent[-1]:
-                answer(request, reply)
-        with trial.serve({"newOrder": order}, issuer=issuer, window=window) as ca:
-            ca.issued[pki.ari_id(old)] = old
-            return trial.letsacme(*trial.arguments(), ca=ca, scale=0.01), sent
-    return run
-
-
 @pytest.mark.parametrize("answer, orders", [
     (problem("alreadyReplaced", 409), [True, False]), (problem("rateLimited", 403), [True]),
     (replace({"detail": "as scripted"}, "application/json", 429), [True]),
     (problem("serverInternal", 503), [True, True])],
     ids=["refused", "limited", "limited-without-a-type", "outage"])
-def test_replaces_is_refused(renewal, answer, orders):
+def test_replaces_is_refused(trial, answer, orders):
     """The order is repeated without it, with a warning that has the CA's words; but a rate limit
     or an outage meets any order: another one would only make it worse."""
-    result, sent = renewal(answer)
+    issuer, sent = pki.Issuer(), []
+    old = issuer.leaf(trial.names, pki.load_key(trial.key).public_key(), days=(-80, 10))
+    fullchain = trial.site / "fullchain.pem"
+    fullchain.write_bytes(pki.pem(old, issuer.intermediate))
+    trial.options.update({"--renew": True, "--fullchain-file": fullchain})
+
+    def order(request, reply):
+        """An order that does not say what it replaces is welcome."""
+        sent.append("replaces" in request.payload)
+        if sent[-1]:
+            answer(request, reply)
+    start = old.not_valid_before_utc
+    with trial.serve({"newOrder": order}, issuer=issuer, window=[start, start + DAY]) as ca:
+        result = trial.letsacme(*trial.arguments(), ca=ca, scale=0.01)
     assert (result.status == 0) == (not all(sent)) and sent[:2] == orders, result.err
     told = re.findall("^[WE]: .*", result.err, re.M)
     assert "as scripted" in told[-1] and (len(told) == 1 or len(sent) > 2)

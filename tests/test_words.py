@@ -118,9 +118,6 @@ MISTAKES = {
         "2 E: {site}/file must be a JSON object: see line 1, column {...}"),
     "an unknown key": (config({"AcountKey": "account.key"}),
         '2 E: "AcountKey" must be {"DocumentRoot": PATH} or {"AcmeDir": PATH}: it is no option'),
-    "a name with a path alone": (config({"example.org": "/var/www"}),
-        '2 E: "example.org" must be {"DocumentRoot": PATH} or {"AcmeDir": PATH}: it is no '
-        "option"),
     "an unknown key in an entry": (config({"example.org": {"DocumentRot": "/var/www"}}),
         '2 E: "example.org" must be {"DocumentRoot": PATH} or {"AcmeDir": PATH}, not '
         "DocumentRot"),
@@ -138,12 +135,8 @@ MISTAKES = {
         "1 E: {site}/file: no private key in PEM without a password; openssl says: {...}"),
     "the account key is of another kind": (key("ed25519"),
         '1 E: {site}/file: it must be RSA, P-256 or P-384; "openssl genrsa 4096" makes one'),
-    "the CSR is missing": (given(csr="{site}/none.csr"),
-        "1 E: {site}/none.csr: No such file or directory"),
     "the CSR is a certificate": (file("--csr", lambda trial: trial.cert.read_bytes()),
         "1 E: {site}/file: no CERTIFICATE REQUEST in PEM, but CERTIFICATE"),
-    "the CSR is empty": (file("--csr", ""),
-        "1 E: {site}/file: no CERTIFICATE REQUEST in PEM, but something else"),
     "the CSR has the account key": (file("--account-key", lambda trial: trial.key.read_bytes()),
         "1 E: {csr} is made with the account key: the site needs a key of its own"),
     "no name": (csr(),
