@@ -179,10 +179,12 @@ def test_a_server_in_trouble_has_no_good_words(trial):
     *((resource, put(field, value), 'no usable "%s"' % field) for resource, field, value in (
         ("directory", "newNonce", MISSING), ("newOrder", "status", MISSING),
         ("newOrder", "authorizations", [7]), ("order", "finalize", MISSING),
-        ("finalize", "status", 7)))])
+        ("finalize", "status", 7))),
+    ("newNonce", change(headers={"Replay-Nonce": None}), "the answer has no Replay-Nonce")])
 def test_something_needed_is_odd(trial, resource, fault, words):
-    """A whole answer, or a field: the error names the URL and the field."""
-    trial.fails({resource: fault}, "https://localhost", "/" + resource, words)
+    """A whole answer, a field, or a nonce: the error names it and the URL, at once."""
+    result = trial.fails({resource: fault}, "https://localhost", "/" + resource, words)
+    assert result.ca.count(resource) <= 2
 
 
 @pytest.mark.parametrize("value", [MISSING, [7]], ids=["missing", "list"])
