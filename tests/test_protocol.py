@@ -112,13 +112,14 @@ def test_a_refusal(trial, resource):
 
 
 def test_errors_though_it_worked(trial):
-    """Answers were lost: the repeated requests are refused, but the order goes on."""
+    """Answers were lost: the repeated requests are refused, but the order, soon seen, goes on."""
     lost, heard = delivered(faults.hang_up), problem("serverInternal", 503, heard=True)
     refused = problem("malformed", 403)
     trial.works({"newAccount": [lost], "challenge": [heard, refused, lost, refused],
                  "finalize": [heard, problem("orderNotReady")]})
     trial.works({"challenge": problem("malformed", 400, heard=True),
-                 "finalize": [lost, problem("badCSR")]})
+                 "order": [change(headers={"Retry-After": "86400"})],
+                 "finalize": [lost, problem("badCSR")]}, ca={"validation": 3})
 
 
 # ---- States (where CAs show the failure of a validation: see test_ways.py)
