@@ -90,7 +90,7 @@ def test_retry_after_is_obeyed_on_polling(trial):
 
 def test_pauses_grow(trial):
     """The pause grows with each try and each look, up to a bound."""
-    ca = trial.works({"newOrder": [problem("serverInternal", 500)] * 7}, ca={"validation": 10},
+    ca = trial.works({"newOrder": [problem("serverInternal", 500)] * 7}, ca={"validation": 20},
                      waits={"FIRST_PAUSE": 0.02}).ca
     for pauses in ca.pauses("newOrder"), ca.pauses("order"):
         assert max(pauses) > 0.075 and sum(pauses) < 4
