@@ -89,12 +89,11 @@ def replace(body, kind=None, status=None):
     return fault
 
 
-def redirect(target, status=302):
-    """The resource is said to be elsewhere."""
+def all_of(*some):
+    """Several faults at once."""
     def fault(request, reply):
-        reply.status, reply.body = status, b""
-        reply.headers["Location"] = target
-    fault.unheard = True
+        for each in some:
+            each(request, reply)
     return fault
 
 
@@ -136,7 +135,6 @@ def closing(part):
 
 
 close_after, close_instead = closing(bytes), closing(lambda data: b"")
-cut_head = closing(lambda data: data[:40])
 cut_short = closing(lambda data: data[:-max(1, len(data.split(b"\r\n\r\n", 1)[1]) // 2)])
 
 

@@ -4,6 +4,7 @@ import calendar
 import email.message
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,7 +15,9 @@ import pki
 import pytest
 import support
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from jwcrypto.jwk import JWK
+from trials import SECRET
 
 sys.path.insert(0, str(support.SCRIPT.parent))
 import letsacme as script  # noqa: E402
@@ -24,9 +27,10 @@ pytestmark = pytest.mark.quick
 
 # ---- All that these tests know of the inside of letsacme.py
 
-elements, values_of, read_time = script.elements, script.values_of, script.read_time
+elements, read_time = script.elements, script.read_time
 write_outputs = script.write_outputs  # bytes by path
 Error, Patience, directory_of = script.Error, script.Patience, script.challenge_directory
+URL = "https://ca.example/x"
 
 
 def settings(config, *words):
@@ -53,12 +57,36 @@ def answer(body=None, status=403, **headers):
         message[name.replace("_", "-")] = value
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
     response = SimpleNamespace(status=status, headers=message)
-    return script.read_answer("https://ca.example/x", response, body)
+    return script.read_answer(URL, response, body)
 
 
-def retry_after(value):
-    """The seconds that a Retry-After header means."""
-    return answer(Retry_After=value).retry_after()
+def asked(url, send=None):
+    """The CA's answer to a request, which send gives."""
+    ca = script.CA(URL, None)
+    ca.send = send or ca.send
+    return ca.ask(url, method="GET")
+
+
+def proved(tmp_path, authorization):
+    """What an authorization for a.example makes of an order."""
+    ca = SimpleNamespace(read=lambda url: answer(authorization, 200),
+                         key=SimpleNamespace(thumbprint="thumbprint"))
+    return script.prove(ca, {"authorizations": [URL]}, {"a.example": str(tmp_path)},
+                        SimpleNamespace(force=False, disable_check=True))
+
+
+def issued(wanted, data):
+    """The certificates that a CA hands out as data, where one like another is wanted."""
+    ca, order = SimpleNamespace(read=lambda url: answer(data, 200)), {"certificate": URL}
+    return script.issue(ca, URL, answer({"status": "valid", **order}), certificate(pki.pem(wanted)))
+
+
+def is_due(old, body, status=200, **headers):
+    """Whether a certificate is due by the renewal information in an answer."""
+    ca = SimpleNamespace(directory=lambda: answer({"renewalInfo": URL}),
+                         ask=lambda url, method: answer(body, status, **headers))
+    found = script.Certificate(old)
+    return script.is_due(ca, found, found, {})
 
 
 def publish(path):
@@ -94,15 +122,6 @@ def test_much_der():
     started = time.process_time()
     assert len(elements(b"\5\0" * 150000)) == 150000
     assert time.process_time() - started < 0.5
-
-
-def test_values_of_an_object_identifier():
-    """They are found at any depth, whether or not it is said that the extension is critical."""
-    inner = "0603550403" + "0c0161"
-    critical = "0603550403" + "0101ff" + "0c0162"
-    nested = "31%02x30%02x%s" % (len(inner) // 2 + 2, len(inner) // 2, inner)
-    data = nested + "30%02x%s" % (len(critical) // 2, critical) + "0603550404"
-    assert values_of(bytes.fromhex("550403"), bytes.fromhex(data)) == [b"a", b"b"]
 
 
 @pytest.mark.parametrize("change", [
@@ -157,32 +176,16 @@ def test_names(tmp_path, key, names, cn, expected, critical):
     assert ["%(type)s %(value)s" % each for each in requested(path)] == expected
 
 
-@pytest.mark.parametrize("entry", ODD, ids=repr)
-def test_odd_names(tmp_path, key, entry):
-    """Other kinds of entries, and what is no host name, are refused beside a good one."""
-    with pytest.raises(Error):
-        requested(pki.write_csr(tmp_path / "csr", ["good.example", entry], key()))
-
-
 @pytest.mark.parametrize("names, cn, words", [
+    *((["good.example", entry], None, "/csr") for entry in ODD),
     *((names, None, r"\*.*dns-01") for names in (["www.a.example", "*.A.example"],
                                                  ["a.*.example"], ["w*.a.example"])),
     ([], "*.a.example", r"\*.*dns-01"), (["a.example"], "*.a.example", r"\*.*dns-01"),
     *(([], cn, "no name(?!.*dns-01)") for cn in (None, "127.0.0.1", "Some Site", "localhost"))])
 def test_names_that_cannot_be_had(tmp_path, key, names, cn, words):
-    """A wildcard is refused by name, with what can prove it; that there is no name is said, too."""
+    """Other kinds, what is no host name, a wildcard (which can be proved otherwise), or none."""
     with pytest.raises(Error, match=words):
         requested(pki.write_csr(tmp_path / "csr", names, key(), cn))
-
-
-@pytest.mark.parametrize("value", [
-    "", "3000", "3080", "3084ffffffff", "300387017f", "30028200", "0500", "3080" * 500])
-def test_garbled_names(tmp_path, key, value):
-    """The extension holds other bytes than it should."""
-    extension = x509.UnrecognizedExtension(
-        x509.oid.ExtensionOID.SUBJECT_ALTERNATIVE_NAME, bytes.fromhex(value))
-    with pytest.raises(Error, match="/csr"):
-        requested(pki.write_csr(tmp_path / "csr", key=key(), extensions=[(extension, False)]))
 
 
 # ---- Certificates
@@ -198,7 +201,7 @@ def test_certificate(serial, authority, expected):
                        authority and bytes.fromhex(authority))
     found = certificate(pki.pem(made))
     assert set(found.names) == {"a.example", "::1"} and not found.self_signed
-    assert found.renewal_id == expected or pki.ari_id(made)
+    assert found.renewal_id == (expected or pki.ari_id(made))
     assert (found.starts, found.ends) == tuple(calendar.timegm(each.timetuple()) for each in (
         made.not_valid_before_utc, made.not_valid_after_utc))
     assert certificate(pki.pem(issuer.root)).self_signed
@@ -223,22 +226,6 @@ def test_times(text, seconds):
 
 # ---- Keys
 
-N = """
-    0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWK
-    RXjBZCiFV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMic
-    AtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3
-    XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8awapJzKnqDKgw"""
-N = "".join(N.split())
-
-
-def test_thumbprint_of_the_rfc(monkeypatch, tmp_path):
-    """The example of RFC 7638."""
-    public = JWK(kty="RSA", e="AQAB", n=N).get_op_key("verify")
-    key = account_key(monkeypatch, tmp_path, pki.public_der(public))
-    assert key.jwk == {"kty": "RSA", "e": "AQAB", "n": N} and key.algorithm == "RS256"
-    assert key.thumbprint == "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs"
-
-
 @pytest.mark.parametrize("kind, algorithm", [
     ("p256", "ES256"), ("p384", "ES384"), ("rsa1024", "RS256")])
 def test_thumbprints(monkeypatch, tmp_path, kind, algorithm):
@@ -250,16 +237,26 @@ def test_thumbprints(monkeypatch, tmp_path, kind, algorithm):
         assert (ours.thumbprint, ours.algorithm) == (theirs.thumbprint(), algorithm)
 
 
+def test_signatures(monkeypatch, tmp_path):
+    """Both numbers are as long as the curve has it (RFC 7518, 3.4), be they small."""
+    for size, kind in (32, "p256"), (48, "p384"):
+        key = account_key(monkeypatch, tmp_path, pki.public_der(pki.KEYS[kind]().public_key()))
+        for r, s in (1, 2 ** (8 * size) - 1), (2 ** (8 * size - 1), 2 ** 200):
+            monkeypatch.setattr(key, "openssl", lambda *_, r=r, s=s: encode_dss_signature(r, s))
+            assert key.sign(b"") == r.to_bytes(size, "big") + s.to_bytes(size, "big")
+
+
 # ---- Answers
 
 @pytest.mark.parametrize("value, seconds", [
-    ("0", 0), ("120", 120), ("604800", 604800), ("999999999", 999999999),
-    ("Thu, 01 Jan 1970 00:00:00 GMT", 0), ("Sun, 06 Nov 1994 08:49:37 GMT", 0),
-    ("", None), ("soon", None), ("-5", None), ("1.5", None), ("\xb2", None), ("1e9", None)])
+    ("0", 0), ("120", 120), ("999999999", 999999999), ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
+    ("Sun, 06 Nov 1994 08:49:37 GMT", 0), ("", None), ("soon", None), ("-5", None), ("1.5", None),
+    ("\xb2", None), ("1e9", None), ("9" * 20, None), ("Fri, 99 Foo 2026 99:99:99 GMT", None)])
 def test_retry_after(value, seconds):
     """Seconds, or a date, which may be over; nothing else counts (RFC 9110, 10.2.3)."""
-    assert retry_after(value) == seconds
-    assert 98 < retry_after(email.utils.formatdate(time.time() + 100, usegmt=True)) <= 100
+    assert answer(Retry_After=value).retry_after() == seconds
+    date = email.utils.formatdate(time.time() + 100, usegmt=True)
+    assert 98 < answer(Retry_After=date).retry_after() <= 100
 
 
 @pytest.mark.parametrize("body, words", [
@@ -270,12 +267,141 @@ def test_retry_after(value, seconds):
         {"type": "dns-01"}, {"type": "http-01", "error": {"detail": "404"}}]},
      ["invalid", "404"]),
     ({"status": "invalid", "error": {"detail": "expired"}}, ["invalid", "expired"]),
-    ({}, ["HTTP status 403"]), (b"<html>", ["HTTP status 403"]), ([1], ["HTTP status 403"]),
-    ({"detail": None, "subproblems": 7, "challenges": [7], "identifier": []}, [])])
+    *((body, ["HTTP status 403"]) for body in (
+        {}, [1], None, "text", 7, b"", b"<html>", b"\xff\xfe", b"{\"a\": \"\xff\"}", b"9" * 100000,
+        b"[" * 200000, b"{\"a\":" * 100000, {"type": None, "detail": {"a": 1}}, {"error": "no"},
+        {"detail": None, "subproblems": 7, "challenges": [7], "identifier": []},
+        {"subproblems": "no"}, {"subproblems": {"identifier": 5}})),
+    ({"type": 7, "subproblems": [1, {"identifier": {"value": [5]}, "detail": 5}]}, ["7; [5]: 5"])],
+    ids=lambda value: repr(value)[:40])
 def test_words(body, words):
     """A problem, an order, an authorization, a challenge, or what is none of these."""
-    told = script.in_words(answer(body))
-    assert all(word in told for word in words) and len(told) <= 4000
+    with pytest.raises(Error) as raised:
+        answer(body).accepted()
+    assert all(word in str(raised.value) for word in [URL, *words])
+
+
+def test_words_are_cut():
+    """Up to 4,000 characters of the CA's words are shown."""
+    for body in {"detail": "x" * 9000}, {"type": "x", "subproblems": [{"detail": "y" * 3000}] * 9}:
+        assert 3000 < len(script.in_words(answer(body))) <= 4000
+
+
+@pytest.mark.parametrize("field, value", [
+    *(("status", value) for value in (None, 7, True, ["x"], {"a": "x"})), ("identifier", ["x"]),
+    *(("authorizations", value) for value in ("x", [7], [["x"]], {"a": "x"}))])
+def test_needed_fields(field, value):
+    """One that is missing, or of another type, is told with the URL."""
+    with pytest.raises(Error, match='%s.*no usable "%s"' % (URL, field)):
+        answer({field: value})[field]
+
+
+def offer(*challenges):
+    """An authorization with these challenges."""
+    return {"identifier": {"value": "a.example"}, "status": "pending", "challenges": challenges}
+
+
+@pytest.mark.parametrize("token", [
+    "../" + "A" * 40, "/" + "A" * 40, "A" * 20 + "/" + "A" * 20, "A" * 40 + "/", "A" * 30 + "\0",
+    "A" * 30 + "\n", "\n" + "A" * 30, "A" * 30 + " ", "A" * 30 + "=", "A" * 30 + ".", "A" * 201,
+    "A" * 21, "", ".", "..", "~" * 30, "\xe9" * 30, "\uff21" * 30, "$(id)" * 9, "%2e" * 20])
+def test_unsafe_tokens(tmp_path, token):
+    """None of them becomes part of a path."""
+    with pytest.raises(Error, match="a.example: .*unsafe token"):
+        proved(tmp_path, offer({"type": "http-01", "token": token}))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("token", ["A" * 22, "-_" * 100])
+def test_safe_tokens(tmp_path, token):
+    """So short and so long ones are, and with these letters."""
+    offered = offer({"type": "http-01", "token": token, "url": URL + "/1"}, 7, {})
+    assert proved(tmp_path, offered) == {"a.example": (URL, URL + "/1")}
+    assert (tmp_path / token).read_text() == token + ".thumbprint"
+
+
+def test_no_challenge_for_http(tmp_path):
+    """The error names the name, and what the CA offers instead."""
+    for offered in ({"type": "dns-01"}, {"type": "tls-alpn-01"}, 7), ():
+        with pytest.raises(Error, match="a.example: .*http-01, but (dns-01, tls-alpn-01|nothing)"):
+            proved(tmp_path, offer(*offered))
+
+
+@pytest.mark.parametrize("thing, failed", [
+    *(({"status": status}, True) for status in ("invalid", "expired", "deactivated", "revoked")),
+    *(({"status": status}, False) for status in ("pending", "processing", "valid", 7, None)),
+    ({"status": "pending", "error": {}}, True), ({"status": "valid", "error": {}}, False),
+    ({"status": "pending", "challenges": [{}, {"status": "invalid"}]}, True),
+    ({"status": "pending", "challenges": [{"status": "pending", "error": {}}]}, True)], ids=str)
+def test_failures(thing, failed):
+    """A challenge or an authorization shows that its validation has failed."""
+    assert script.has_failed(answer(thing)) == failed
+
+
+@pytest.mark.parametrize("url", [
+    "http://HOST/x", "", "https://[::1", "https://HOST/x\r\nHost: y", "ftp://HOST/x", "//HOST/x",
+    "file:///etc/passwd", "/relative", "https:///x", "https://HOST/a b", "https://HOST/\x1b[31m",
+    "https://HOST\n/x", "https://localhost:port/x", "https://\u043a\u043b\u044e\u0447/",
+    "https://user:secret@HOST/", None, 7])
+def test_urls_that_nothing_is_sent_to(url):
+    """They are not https, or no URLs."""
+    with pytest.raises(Error, match="is no https URL, so nothing is sent there"):
+        asked(url and str(url).replace("HOST", "localhost:1"))
+
+
+@pytest.mark.parametrize("location", [None, "", "x", "http://localhost/"])
+def test_new_objects_need_a_url(location):
+    """What a CA makes is nothing to go on with if it does not say where."""
+    headers = {"Location": location} if location is not None else {}
+    with pytest.raises(Error, match="no Location"):
+        answer({}, 201, **headers).made()
+
+
+def test_a_hundred_nonces_are_refused():
+    """So many in a row are borne, no more."""
+    refused = [answer({"type": "urn:ietf:params:acme:error:badNonce"}, 400)] * 100
+    for answers, code in ([*refused, answer({}, 200)], 200), (refused * 2, 400):
+        assert asked(URL, lambda *_, left=answers: left.pop(0)).code == code
+    assert len(answers) == 99
+
+
+# ---- Certificates that a CA hands out
+
+ISSUER, PUBLIC, NAMES = pki.Issuer(), pki.new_key().public_key(), ["www.a.example", "a.example"]
+LEAF, CHAIN = ISSUER.leaf(NAMES, PUBLIC), pki.pem(ISSUER.intermediate)
+DER, PEM = LEAF.public_bytes(pki.DER), pki.pem(LEAF)
+
+
+def other(names, key=PUBLIC):
+    """A certificate for other names, or for another key, and the chain."""
+    return pki.pem(ISSUER.leaf(names, key)) + CHAIN
+
+
+@pytest.mark.parametrize("data, words", [
+    (other(NAMES, pki.new_key().public_key()), "another key"), (CHAIN + PEM, "another key"),
+    (CHAIN, "another key"), (other(NAMES[:1]), "without a.example"),
+    (other([]), "without a.example, www.a.example"), (other(["evil.example"]), "without a.example"),
+    (other(["*.a.example", "a.example"]), "without www.a.example"),
+    *((data, URL) for data in (
+        (PEM + CHAIN)[:-100], PEM + b"-----BEGIN CERTIFICATE-----\n!-----END CERTIFICATE-----\n",
+        PEM + pki.block(b"nothing of the kind"), PEM + pki.block(b""), pki.block(DER[:-1]) + CHAIN,
+        pki.block(DER + b"\0\0") + CHAIN, pki.block(b"\x30\x82\xff\xff" + DER) + CHAIN, DER,
+        pki.block(b"\x30\x80" * 5000) + CHAIN, b"<html>", b"", {"certificate": "none"},
+        PEM + b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"))],
+    ids=lambda value: None if isinstance(value, str) else "")
+def test_wrong_certificates(data, words):
+    """They are not accepted, and the error says what it is about."""
+    with pytest.raises(Error, match=words):
+        issued(LEAF, data)
+
+
+@pytest.mark.parametrize("data", [
+    other(NAMES + ["more.example"]), other([name.upper() for name in NAMES]), PEM, PEM + CHAIN * 5,
+    (PEM + CHAIN).replace(b"\n", b"\r\n"), PEM + b"\n" + CHAIN + b"\n"], ids=lambda data: "")
+def test_unusual_certificates(data):
+    """What is odd about them does no harm."""
+    found = [each.der for each in issued(LEAF, data)]
+    assert found == [each.public_bytes(pki.DER) for each in x509.load_pem_x509_certificates(data)]
 
 
 # ---- Settings
@@ -285,31 +411,25 @@ TEXTS = {"AccountKey": "x", "CSR": "y", "CertFile": "z", "ChainFile": "\u043a\u0
          "EabHmacKey": "AAAA", "AcmeDir": "/dir", "CheckPort": 5002, "Contact": ["a@b", "tel:0"]}
 
 
-def attribute(key):
-    """The attribute of the settings for a key of the configuration."""
-    return {"CSR": "csr", "CA": "ca", "NoCert": "no_cert"}.get(key) or "".join(
-        "_" + letter.lower() if letter.isupper() else letter for letter in key)[1:]
-
-
 def test_configuration():
     """Every option can stand in the file; a key that begins with "_" is a comment."""
     found = script.read_settings(["--config-json", json.dumps(
         {**TEXTS, "_x": {"a": 1}, "_": [None], "Renew": True})])
-    for key, value in TEXTS.items():
-        expected = {"Contact": ["mailto:a@b", "tel:0"], "CheckPort": "5002"}.get(key, value)
-        assert getattr(found, attribute(key)) == expected
-    assert found.renew
+    values = [*TEXTS.values()][:-2] + ["5002", ["mailto:a@b", "tel:0"]]
+    assert [getattr(found, name) for name in (
+        "account_key csr cert_file chain_file fullchain_file ca profile eab_kid eab_hmac_key "
+        "acme_dir check_port contact").split()] == values and found.renew
 
 
 @pytest.mark.parametrize("flag", ["NoChain", "NoCert", "Quiet", "Force", "Renew", "DisableCheck"])
 def test_flags(flag):
     """Flags are true, false, or these words in any case; one that is given is not switched off."""
-    values = {True: True, "TRUE": True, "true": True, False: False, "False": False}
-    for value, expected in values.items():
+    name = re.sub("(?<=[a-z])(?=[A-Z])", "_", flag).lower()
+    for value in True, "TRUE", "true", False, "False":
         found = settings({flag: value, "FullchainFile": "x"})
-        assert bool(getattr(found, attribute(flag))) == expected
-    option = "--" + attribute(flag).replace("_", "-")
-    assert getattr(settings({flag: False, "FullchainFile": "x"}, option), attribute(flag))
+        assert bool(getattr(found, name)) == (str(value).lower() == "true")
+    option = "--" + name.replace("_", "-")
+    assert getattr(settings({flag: False, "FullchainFile": "x"}, option), name)
 
 
 def test_the_command_line_wins():
@@ -346,13 +466,23 @@ def test_which_ca(config, words, ca, mode):
     ({"Contact": [1]}, "Contact"), ({"EabKid": "x"}, "eab"), ({"EabHmacKey": "AAAA"}, "eab"),
     ({"EabKid": "x", "EabHmacKey": "k\xe9y!"}, "base64url"), ({"CheckPort": "x"}, "check-port"),
     ({"EabKid": "x", "EabHmacKey": "a"}, "base64url"), ({"Renew": True}, "--fullchain-file"),
-    *((text, "--config-json") for text in ("{", '{"AcmeDir": "/tmp",}', '"text"', "{}}"))], ids=str)
+    ("{", "--config-json"), ('{"AcmeDir": "/tmp",}', "--config-json"), ('"text"', "--config-json"),
+    *((words, words[0][:5]) for words in (
+        ["--acc", "x"], ["leftover"], ["--csr"], ["--csr="], ["--quiet=yes"])),
+    *((words, "") for words in (
+        ["--eab-hmac-key", SECRET], ["--eab-hmac-key=-" + SECRET], ["--eab-kid", "x", SECRET])),
+    *((text % SECRET, "") for text in (
+        '{"EabHmacKey": "%s"}', '{"EabHmacKey": "%s",}', '{"EabHmacKey": "%s", "Bogus": 1}',
+        '{"EabHmacKey": "%s", "EabKid": 5.5}', '{"EabHmacKey": "%s"',
+        '{"EabHmacKey": ["%s"]}', '{"%s": 1}x'))], ids=str)
 def test_wrong_settings(config, words):
-    """What is wrong is named, be it a key, its value or the whole."""
-    text = config if isinstance(config, str) else json.dumps(config)
+    """What is wrong is named, be it a key, its value or the whole; but a secret is not told."""
+    more = config if isinstance(config, list) else [
+        "--config-json", config if isinstance(config, str) else json.dumps(config)]
     with pytest.raises(Error) as raised:
-        script.read_settings(["--account-key=x", "--csr=y", "--config-json", text])
-    assert words in str(raised.value) and "\n" not in str(raised.value)
+        script.read_settings(["--account-key=x", "--csr=y", *more])
+    told = str(raised.value)
+    assert words in told and "\n" not in told and SECRET[:9] not in told
 
 
 ROOT, WRONG = {"DocumentRoot": "root/"}, {"AcmeDir": "wrong"}
@@ -376,20 +506,6 @@ def test_directories(tmp_path, monkeypatch, config, words, name, twin):
         (tmp_path / made).mkdir(parents=True)
     config = {{"NAME": name.upper(), "TWIN": twin}.get(key, key): config[key] for key in config}
     assert directory_of(name, settings(config, *words)) == "root/.well-known/acme-challenge"
-
-
-@pytest.mark.parametrize("entry, words", [
-    *(({key: value}, "a.example: .*" + value) for key in ("DocumentRoot", "AcmeDir")
-      for value in ("missing", "file")),
-    (None, 'a.example: .*"a.example".*--acme-dir')], ids=str)
-def test_no_directory(tmp_path, monkeypatch, entry, words):
-    """A directory that is missing or none is told with the name, and not made."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").touch()
-    with pytest.raises(Error, match=words):
-        directory_of("a.example", settings({"a.example": entry} if entry else {"b.example": {
-            "AcmeDir": "."}}))
-    assert not (tmp_path / "missing").exists()
 
 
 def test_a_link_that_comes_back(tmp_path, monkeypatch):
