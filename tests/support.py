@@ -5,6 +5,7 @@ Programs come from the tools folder that `sh tests/run.sh` fills, or else from P
 import contextlib
 import functools
 import glob
+import importlib
 import itertools
 import os
 import random
@@ -147,6 +148,12 @@ def fake_openssl(folder, script):
 def shell(script, *words):
     """Put before a command: a shell script whose "$@" is that command, after words of its own."""
     return ["sh", "-c", script, "sh", *map(str, words)]
+
+
+def module():
+    """letsacme.py as a module of this process."""
+    sys.path.insert(0, str(SCRIPT.parent))
+    return importlib.import_module("letsacme")
 
 
 def cases(table):
