@@ -121,11 +121,11 @@ MUTANTS = [
     ("the whole window is used", "share * (end - start) / 2", "share * (end - start)",
      "test_renewal window"),
     ("a window near the end counts", "old.ends - lifetime / 10)", "old.ends)",
-     "test_renewal tenth"),
+     "test_renewal window"),
     ("another key is not due", " or csr.public_key != old.public_key", "",
      "test_renewal due_by_what"),
     ("an expired certificate is asked about", "old.self_signed or old.ends <= time.time()",
-     "old.self_signed", "test_renewal not_asked"),
+     "old.self_signed", "test_renewal of_no_use"),
     ("a rate limit is met by another order", " or answer.problem == 'rateLimited'", "",
      "test_ways replaces"),
     # files

@@ -99,7 +99,7 @@ class Issuer:
     def leaf(self, names, key, days=(-1, 90), serial=None, authority=None):
         """Sign a certificate for names and a public key, valid from so many days on until then.
 
-        The serial number and the identifier of the issuer's key (as bytes) may be given.
+        The serial number and what names the issuer's key (bytes or an extension) may be given.
         """
         now = datetime.datetime.now(datetime.timezone.utc)
         start, end = (now + datetime.timedelta(days=each) for each in days)
@@ -107,8 +107,9 @@ class Issuer:
             self.intermediate.subject, common_name(""), key, serial or x509.random_serial_number(),
             start, end)
         identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
-        if authority:
+        if isinstance(authority, bytes):
             identifier = x509.AuthorityKeyIdentifier(authority, None, None)
+        identifier = authority if isinstance(authority, x509.ExtensionType) else identifier
         extensions = [(identifier, False)] + ([(alt_names(names), True)] if names else [])
         for extension in extensions:
             builder = builder.add_extension(*extension)

@@ -71,16 +71,10 @@ RUN = '"$@" --account-key ./account.key --csr ./domain.csr '
 EXAMPLES = {
     "literal JSON": (RUN + "--no-chain --config-json '{json}' > ./signed.crt",
                      {"signed.crt": "cert"}),
-    "chain": (RUN + "--no-cert --config-json config.json > chain.crt", {"chain.crt": "chain"}),
     "three files": pytest.param(
         RUN + "--config-json ./config.json "
         "--cert-file ./signed.cert --chain-file ./chain.crt > ./fullchain.crt",
         {"signed.cert": "cert", "chain.crt": "chain", "fullchain.crt": "both"}, marks=core),
-    "cron job with retries": (
-        "while true; do if " + RUN + "--config-json ./config.json --cert-file signed1.crt "
-        "> fullchain1.crt 2>> letsacme.log; then cp fullchain1.crt restarted; break; "
-        "else exit 1; fi; done",
-        {"signed1.crt": "cert", "fullchain1.crt": "both", "restarted": "both"}),
     "nothing printed": (
         RUN + "--config-json ./config.json --no-cert --no-chain --cert-file signed.crt",
         {"signed.crt": "cert"}),
@@ -99,33 +93,33 @@ def test_original_command_lines(line, files, example, letsacme, pebble, nginx, k
     assert no_challenges_left(nginx, hosts)
 
 
-@pytest.mark.parametrize("kind", ["alias", "https"])
-def test_ways_of_web_servers(kind, example, letsacme, pebble, nginx, key):
-    """A directory that all names share; a site that leads all to https with an old certificate."""
-    hosts = example(kind)
-    option = "--acme-dir %s/" % nginx.challenges if kind == "alias" else "--config-json config.json"
-    result = letsacme(wrapper=shell(RUN + option + " > both.crt"), ca=pebble)
+def test_ways_of_web_servers(example, letsacme, pebble, nginx, key):
+    """A site may lead all to https, with a certificate that has expired."""
+    hosts = example("https")
+    line = RUN + "--config-json config.json > both.crt"
+    result = letsacme(wrapper=shell(line), ca=pebble)
     assert result.status == 0, result.err
     check_file(letsacme.folder / "both.crt", "both", hosts, key(), pebble)
-    assert not list(nginx.challenges.iterdir()) and no_challenges_left(nginx, hosts)
+    assert no_challenges_left(nginx, hosts)
 
 
-@core
 def test_acme_tiny_command_line(example, letsacme, pebble, nginx, key):
     """An acme-tiny command line works with only the file name changed."""
     hosts = example("alias")
-    line = RUN + "--acme-dir %s --directory-url %s --check-port %d --quiet " \
+    line = RUN + "--acme-dir %s/ --directory-url %s --check-port %d --quiet " \
         "--contact mailto:one@mail.example mailto:two@mail.example > signed_chain.crt" \
         % (nginx.challenges, pebble.directory, nginx.port)
     result = letsacme(wrapper=shell(line), env={"SSL_CERT_FILE": str(pebble.ca_file)})
     assert (result.status, result.err) == (0, "")
     check_file(letsacme.folder / "signed_chain.crt", "both", hosts, key(), pebble)
+    assert not list(nginx.challenges.iterdir())
 
 
 def test_original_csr_command(example, letsacme, pebble):
     """The original's long openssl command for several names makes a CSR that is good."""
     hosts = example()
-    line = 'openssl genrsa 2048 > domain.key && openssl req -new -sha256 -key domain.key ' \
+    line = 'openssl genrsa 2048 | openssl pkey -traditional > account.key && ' \
+        'openssl genrsa 2048 > domain.key && openssl req -new -sha256 -key domain.key ' \
         '-subj "/C=US/ST=CA/O=MY Org/CN=%s" -reqexts SAN -config <(cat ' \
         '/etc/ssl/openssl.cnf <(printf "[SAN]\nsubjectAltName=%s")) -out domain.csr' \
         % (hosts[0], ",".join("DNS:" + host for host in hosts))
@@ -135,7 +129,6 @@ def test_original_csr_command(example, letsacme, pebble):
     check_file(letsacme.folder / "both.crt", "both", hosts, letsacme.folder / "domain.key", pebble)
 
 
-@core
 def test_everything_in_the_file(letsacme, account, csr, pebble, config, names, key):
     """A whole run is possible with --config-json alone; paths are relative to where it runs."""
     hosts = names(2)
@@ -153,10 +146,9 @@ def test_everything_in_the_file(letsacme, account, csr, pebble, config, names, k
 # --- what it says ---------------------------------------------------------------------------------
 
 def test_log(letsacme, basics, pebble, names):
-    """The log tells the stages, the account's URL and what was agreed to; with --quiet, nothing."""
+    """The log tells the stages, the account's URL and what was agreed to."""
     hosts = names(2)
-    arguments = [*basics(hosts), "--fullchain-file", "new.pem"]
-    result = letsacme(*arguments, ca=pebble)
+    result = letsacme(*basics(hosts), "--fullchain-file", "new.pem", ca=pebble)
     first, *stages = result.err.splitlines()
     date = re.match(r"letsacme \d+(?:\.\d+)+, (.*\d\d:\d\d:\d\d GMT): ", first).group(1)
     age = datetime.datetime.now(datetime.timezone.utc) - parsedate_to_datetime(date)
@@ -172,8 +164,6 @@ def test_log(letsacme, basics, pebble, names):
     [leaf, _] = load_chain((letsacme.folder / "new.pem").read_text())
     assert "new.pem" in result.err
     assert leaf.not_valid_after_utc.strftime("%d %b %Y %H:%M:%S GMT") in stages[-1]
-    result = letsacme(*arguments, "--quiet", ca=pebble)
-    assert (result.status, result.err) == (0, "")
 
 
 def test_dry_run(letsacme, basics, pebble, names, key):
@@ -201,18 +191,11 @@ def test_dry_run(letsacme, basics, pebble, names, key):
 
 # --- keys and requests ----------------------------------------------------------------------------
 
-EC = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:"
-
-
 @pytest.mark.parametrize("account_key, domain_key", [
-    ("openssl genrsa 4096 > account.key", "p256"),
-    ("openssl genrsa 2048 | openssl pkey -traditional > account.key", "rsa4096"),
-    pytest.param("openssl ecparam -genkey -name prime256v1 > account.key", "rsa2048", marks=core),
-    (EC + "P-256 -out account.key", "rsa3072"),
-    pytest.param(EC + "P-384 -out account.key", "p384", marks=core),
-])
+    ("openssl ecparam -genkey -name prime256v1 > account.key", "rsa2048"),
+    ("openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-384 -out account.key", "p384")])
 def test_keys(account_key, domain_key, letsacme, pebble, names, csr, config, key):
-    """Account and domain keys of every kind, in the forms that openssl gives them."""
+    """Account and domain keys of each kind (see above for RSA), as openssl makes them."""
     subprocess.run(["sh", "-c", account_key], cwd=letsacme.folder, check=True, capture_output=True)
     hosts = names(2)
     result = letsacme("--account-key", "account.key", "--csr", csr(hosts, key=key(domain_key)),
@@ -235,13 +218,6 @@ def test_capitals_and_punycode(letsacme, basics, pebble, names, csr, nginx, key)
     check_chain(result.out, hosts, key(), pebble.root)
 
 
-def test_common_name_only(letsacme, basics, pebble, names, csr):
-    """Today's CAs want a SubjectAltName; what Pebble says of a CSR without one is shown."""
-    [host] = names()
-    result = letsacme(*basics([host]), "--csr", csr(cn=host), ca=pebble)
-    assert "Verifying %s..." % host in result.err and "urn:ietf" in error_of(result)
-
-
 def test_name_that_the_ca_refuses(issue, pebble):
     """What the CA does not want to order is reported; Pebble wants no underscore."""
     assert "malformed" in error_of(issue(pebble, ["a_b.site.example"]))
@@ -259,23 +235,20 @@ def test_hundred_names(letsacme, basics, pebble, csr, config, nginx, key):
     assert no_challenges_left(nginx, hosts)
 
 
-ADDRESSES = [["127.0.0.1"], ["::1"], pytest.param(["127.0.0.1", "::1"], marks=core)]
-
-
-@pytest.mark.parametrize("ips", ADDRESSES, ids=["IPv4", "IPv6", "both"])
-def test_addresses(letsacme, pebble, nginx, names, basics, config, key, ips):
-    """Addresses are proved alone and beside names, each in a document root of its own."""
+def test_addresses(letsacme, pebble, nginx, names, basics, config, key):
+    """Addresses are proved beside names, each in a document root of its own."""
     if not has_ipv6():
         (pytest.fail if os.environ.get("CI") else pytest.skip)("this machine has no IPv6 loopback")
-    wanted = names(len(ips) - 1)
+    wanted = [*names(), "127.0.0.1", "::1"]
     # Where nginx looks for what is asked of an address: an IPv6 address stands in brackets.
-    roots = {ip: {"DocumentRoot": str(nginx.root("[%s]" % ip if ":" in ip else ip))} for ip in ips}
+    roots = {ip: {"DocumentRoot": str(nginx.root("[%s]" % ip if ":" in ip else ip))}
+             for ip in wanted[1:]}
     seen = len((nginx.folder / "access.log").read_text())
-    result = letsacme(*basics(wanted + ips), "--config-json", config(wanted, **roots), ca=pebble)
+    result = letsacme(*basics(wanted), "--config-json", config(wanted[:1], **roots), ca=pebble)
     assert result.status == 0, result.err
-    check_chain(result.out, wanted + ips, key(), pebble.root)
+    check_chain(result.out, wanted, key(), pebble.root)
     log = (nginx.folder / "access.log").read_text()[seen:]
-    for ip in ips:  # the script's own check and the CA's
+    for ip in roots:  # the script's own check and the CA's
         assert re.search("^%s .* 200 .*letsacme/" % ip, log, re.MULTILINE)
         assert re.search("^%s .* 200 .*[Pp]ebble" % ip, log, re.MULTILINE)
 
@@ -283,10 +256,10 @@ def test_addresses(letsacme, pebble, nginx, names, basics, config, key, ips):
 # --- the CA's ways --------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("options", [
-    pytest.param({"PEBBLE_WFE_NONCEREJECT": 50}, marks=core), {"strict": True},
-    {"PEBBLE_AUTHZREUSE": 100}, {"PEBBLE_CHAIN_LENGTH": 4, "PEBBLE_ALTERNATE_ROOTS": 2},
-    {"PEBBLE_VA_NOSLEEP": 0, "PEBBLE_VA_SLEEPTIME": 1, "retryAfter": {"authz": 1, "order": 1}},
-], ids=lambda options: next(iter(options)))
+    {"PEBBLE_WFE_NONCEREJECT": 50, "strict": True, "PEBBLE_CHAIN_LENGTH": 4,
+     "PEBBLE_ALTERNATE_ROOTS": 2},
+    {"PEBBLE_AUTHZREUSE": 100, "PEBBLE_VA_NOSLEEP": 0, "PEBBLE_VA_SLEEPTIME": 1,
+     "retryAfter": {"authz": 1, "order": 1}}], ids=["odd", "slow"])
 def test_manners_of_the_ca(options, letsacme, basics, pebbles, names, nginx, key):
     """First with a new account and then with the known one, whatever the CA's ways."""
     pebble = pebbles(**options)
@@ -306,31 +279,23 @@ def test_manners_of_the_ca(options, letsacme, basics, pebbles, names, nginx, key
     assert bool(proofs) == (options.get("PEBBLE_AUTHZREUSE") != 100)
 
 
-@pytest.mark.parametrize("way", ["option", "file"])
-def test_profile(issue, pebbles, names, key, config, way):
-    """The certificate lives as long as the profile says; another profile the CA refuses."""
+def test_profile(issue, pebbles, names, key):
+    """The certificate lives as long as the profile says."""
     ca = pebbles(profiles={"classic": {"description": "90 days", "validityPeriod": 7776000},
                            "shortlived": {"description": "six days", "validityPeriod": 518400}},
                  **PLAIN)
-    given = ["--profile", "shortlived"]
-    if way == "file":
-        given = ["--config-json", config([], Profile="shortlived")]
     wanted = names(1, "alias")
-    result = issue(ca, wanted, *given)
+    result = issue(ca, wanted, "--profile", "shortlived")
     assert result.status == 0, result.err
     certificate = check_chain(result.out, wanted, key(), ca.root)[0]
     lifetime = certificate.not_valid_after_utc - certificate.not_valid_before_utc
     assert abs(lifetime.total_seconds() - 518400) < 60
-    assert "short-lived" in error_of(issue(ca, wanted, "--profile", "short-lived"))
 
 
 def test_contact(issue, pebble, names):
-    """Addresses for the account are taken, and the CA's complaint of a wrong one is shown."""
-    wanted = names(1, "alias")
-    error = error_of(issue(pebble, wanted, "--contact", "one@two@three"))
+    """The CA's complaint of a wrong address for the account is shown."""
+    error = error_of(issue(pebble, names(1, "alias"), "--contact", "one@two@three"))
     assert "one@two@three" in error and "invalidContact" in error
-    given = ["--contact", "mailto:one@site.example", "two@site.example"]
-    assert issue(pebble, wanted, *given).status == 0
 
 
 # --- external account binding ---------------------------------------------------------------------
@@ -347,7 +312,6 @@ def eab_pebble(pebbles):
                    externalAccountMACKeys={"kid-1": MAC_KEY.rstrip("=")}, **PLAIN)
 
 
-@core
 def test_external_account(issue, eab_pebble, names, key):
     """The right pair makes an account; a second run finds that and does not use the pair again."""
     wanted, accounts = names(1, "alias"), set()
@@ -362,66 +326,31 @@ def test_external_account(issue, eab_pebble, names, key):
     assert len(accounts) == 1
 
 
-@pytest.mark.parametrize("given, kind", [
-    ([], "externalAccountRequired"),
-    (["--eab-kid", "nobody", "--eab-hmac-key=" + MAC_KEY], "unauthorized"),
-    (["--eab-kid", "kid-1", "--eab-hmac-key", "A" * 44], "unauthorized"),
-], ids=["missing", "wrong id", "wrong key"])
-def test_external_account_refused(issue, eab_pebble, names, given, kind):
-    """Each fault of the pair is reported with the CA's kind of error, before any order."""
+def test_external_account_refused(issue, eab_pebble, names):
+    """A wrong key is reported with the CA's kind of error, before any order."""
     before = count(eab_pebble, "/order-plz")
-    assert kind in error_of(issue(eab_pebble, names(1, "alias"), *given))
+    pair = ["--eab-kid", "kid-1", "--eab-hmac-key", "A" * 44]
+    assert "unauthorized" in error_of(issue(eab_pebble, names(1, "alias"), *pair))
     assert count(eab_pebble, "/order-plz") == before
 
 
-@pytest.mark.parametrize("hidden", [True, False])
-def test_external_account_key_is_hidden(issue, eab_pebble, names, config, tmp_path, hidden):
+def test_external_account_key_is_hidden(issue, eab_pebble, names, config, tmp_path):
     """A key in the config JSON is on no command line, neither the script's nor openssl's."""
     log = tmp_path / "commands"
     witness = "{ tr '\\0' '\\n' < /proc/$PPID/cmdline; printf '%%s\\n' \"$0\" \"$@\"; } >> %s\n" \
         'exec $real "$@"' % shlex.quote(str(log))
-    given = ["--eab-kid", "kid-1", "--eab-hmac-key=" + MAC_KEY]  # which the witness must see
-    if hidden:
-        given = ["--config-json", config([], EabKid="kid-1", EabHmacKey=MAC_KEY)]
-    result = issue(eab_pebble, names(1, "alias"), *given, env=fake_openssl(tmp_path / "b", witness))
+    result = issue(eab_pebble, names(1, "alias"), "--config-json",
+                   config([], EabKid="kid-1", EabHmacKey=MAC_KEY),
+                   env=fake_openssl(tmp_path / "b", witness))
     assert result.status == 0, result.err
     seen = log.read_text()
     assert "letsacme.py" in seen and "-sign" in seen
-    forms = [MAC_KEY.rstrip("="), SECRET.hex(), base64.b64encode(SECRET).decode().rstrip("=")]
-    assert any(form in seen for form in forms) != hidden
-    assert MAC_KEY.rstrip("=") not in result.err + result.out
+    for form in (MAC_KEY.rstrip("="), SECRET.hex(), base64.b64encode(SECRET).decode().rstrip("=")):
+        assert form not in seen + result.err + result.out
 
 
 # --- what goes wrong ------------------------------------------------------------------------------
 
-def test_disable_check(letsacme, basics, pebble, key):
-    """Names that this machine cannot look up are proved with --disable-check, and only so."""
-    letsacme.add_host("another.example")
-    hosts = [fresh_name("site")]
-    arguments = basics(hosts)
-    assert "couldn't download http://%s" % hosts[0] in error_of(letsacme(*arguments, ca=pebble))
-    result = letsacme(*arguments, "--disable-check", ca=pebble)
-    assert result.status == 0, result.err
-    check_chain(result.out, hosts, key(), pebble.root)
-
-
-@core
-def test_self_check(letsacme, basics, pebble, names, nginx, tmp_path):
-    """Challenge files that the web server does not show are noticed before the CA looks."""
-    host, lost = names(2)
-    (tmp_path / "elsewhere").mkdir()
-    config = {host: {"DocumentRoot": str(nginx.root(host))},
-              lost: {"AcmeDir": str(tmp_path / "elsewhere")}}
-    served = len(pebble.requests)
-    result = letsacme(*basics([host, lost]), "--config-json", json.dumps(config), ca=pebble)
-    assert re.search(r"^E: .*Wrote file to %s/[\w-]+, but couldn't download "
-                     r"http://%s:\d+/\.well-known/acme-challenge/[\w-]+\b.*404"
-                     % (re.escape(str(tmp_path / "elsewhere")), re.escape(lost)), error_of(result))
-    assert not [request for request in pebble.requests[served:] if "chalZ" in request]
-    assert not list((tmp_path / "elsewhere").iterdir()) and no_challenges_left(nginx, [host])
-
-
-@core
 def test_failed_validation(letsacme, basics, pebble, names, nginx, tmp_path):
     """Each name that the CA could not verify is told with the CA's reason."""
     host, *lost = names(3)
