@@ -64,8 +64,10 @@ def pytest_generate_tests(metafunc):
                              indirect=True, scope="session")
 
 
-# These run in pytest's own Python, or look at what is the same under every Python.
-ONCE = "test_parsing", "test_fuzz", "test_budget", "test_readme", "test_words"
+# These files and tests run in pytest's own Python, or look at what is the same under every Python:
+# a document, or the ways of a CA.
+ONCE = {"test_parsing", "test_fuzz", "test_budget", "test_readme", "test_words", "test_caddy",
+        "test_acme2certifier", "test_hundred_names", "test_manners_of_the_ca", "test_keys"}
 
 
 def pytest_collection_modifyitems(config, items):
@@ -76,7 +78,7 @@ def pytest_collection_modifyitems(config, items):
         params = item.callspec.params if hasattr(item, "callspec") else {}
         python = params.get("python", first)
         item.user_properties.append(("python", python.word))
-        once = item.module.__name__ in ONCE and python is not last
+        once = ONCE & {item.module.__name__, item.originalname} and python is not last
         fits = (python in (first, last) and not once) or item.get_closest_marker("core")
         (chosen if fits else others).append(item)
     items[:] = chosen

@@ -266,6 +266,9 @@ class Letsacme:
                 out, err = process.communicate(timeout=timeout)
             finally:
                 end(process)
+        # What libfaketime leaves behind after an exec or a sudden end
+        for name in ("faketime_shm_%d", "sem.faketime_sem_%d") if options.get("clock") else ():
+            Path("/dev/shm", name % process.pid).unlink(missing_ok=True)
         out, err = ((text or b"").decode("utf-8", "replace") for text in (out, err))
         if interpreter().version < (3, 13):
             err = LEFT_BY_PYTHON.sub("", err)

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 import trustme
-from pki import check_chain, write_key
+from pki import check_chain
 from servers import NGINX_HEAD, Server, kept
 from support import TOOLS, tool
 from trials import error_of
@@ -87,8 +87,8 @@ NGINX = NGINX_HEAD + """
 }}
 master_process off;
 """
-NAMES = ["n%d.example" % number for number in range(21)]
-OTHERS = ["wrong.example", "blocked.example", "a_b.example", "elsewhere.test"]
+NAMES = ["n%d.example" % number for number in range(2)]
+OTHERS = ["wrong.example", "blocked.example", "elsewhere.test"]
 MAC_KEY = "V" * 64
 # Its two forms: the plain one keeps to itself why a name is refused; Django's validates and issues
 # when it has answered already.
@@ -168,7 +168,7 @@ def ca(start):
 @pytest.fixture
 def run(letsacme, account):
     """run(ca, csr, ...) asks for a certificate; nothing may be left behind."""
-    def begin(ca, csr, *args, account=account, contact=("--contact", "a@site.example"), **options):
+    def begin(ca, csr, *args, contact=("--contact", "a@site.example"), **options):
         """A run of letsacme.py."""
         env = {"SSL_CERT_FILE": str(ca.ca_file), "NSS_WRAPPER_HOSTS": None}
         before = set(ca.challenges.iterdir())
@@ -180,41 +180,30 @@ def run(letsacme, account):
     return begin
 
 
-@pytest.mark.parametrize(("form", "count", "account_kind", "kind"), [
-    pytest.param("wsgi", 1, "p256", "p256", marks=pytest.mark.core),
-    ("wsgi", 2, "rsa2048", "rsa2048"), ("wsgi", 1, "p384", "p384"), ("wsgi", 15, "p256", "p256"),
-    ("django", 2, "p256", "p256")])
-def test_issues(run, start, csr, key, tmp_path, form, count, account_kind, kind):
-    """Names are proved and certified, with each kind of key."""
-    ca, account = start(CONFIG, form), write_key(tmp_path / "new.key", account_kind)
+@pytest.mark.parametrize("form", FORMS)
+def test_issues(run, start, csr, key, form):
+    """Names are proved and certified."""
+    ca = start(CONFIG, form)
     # Django's says "Retry-After: 600" with an order that is valid in a moment.
-    result = run(ca, csr(NAMES[:count], key(kind)), account=account,
-                 constants={"LONGEST_POLL_PAUSE": 2})
+    result = run(ca, csr(NAMES[:2]), constants={"LONGEST_POLL_PAUSE": 2})
     assert result.status == 0, result.err
-    check_chain(result.out, NAMES[:count], key(kind), ca.ca_file)
+    check_chain(result.out, NAMES[:2], key(), ca.ca_file)
 
 
-@pytest.mark.parametrize(("more", "given"), [
-    ("", []), (EAB, ["--eab-kid", "kid-1", "--eab-hmac-key", MAC_KEY])], ids=["plain", "external"])
-def test_account(run, start, csr, key, more, given):
-    """An account is made, with the pair where the CA wants one, and found again."""
-    ca, accounts = start(CONFIG + more, "wsgi"), set()
-    for _ in range(2):
-        result = run(ca, csr(NAMES[:1]), *given)
-        assert result.status == 0, result.err
-        check_chain(result.out, NAMES[:1], key(), ca.ca_file)
+def test_external_account(run, start, csr, key, tmp_path):
+    """What is wrong is reported in the CA's words; the right pair makes an account, which is found
+    again, here to renew: it wants certificates of 90 days renewed after 45, and so they are."""
+    ca, accounts, output = start(CONFIG + EAB, "wsgi"), set(), tmp_path / "fullchain.pem"
+    for pair, words in ([], "External account binding required"), (
+            ["--eab-kid", "kid-1", "--eab-hmac-key", "W" * 64], "invalid eab credentials"):
+        assert words in error_of(run(ca, csr(NAMES[:1]), *pair))
+    pair[-1] = MAC_KEY
+    for clock, status in (None, 0), ("+44d", 3), ("+47d", 0):
+        result = run(ca, csr(NAMES[:1]), *pair, "--renew", "--fullchain-file", output, clock=clock)
+        assert result.status == status, result.err
+        check_chain(output.read_text(), NAMES[:1], key(), ca.ca_file)
         accounts.update(re.findall(r"https://localhost/acme/acct/\w+", result.err))
     assert len(accounts) == 1
-
-
-@pytest.mark.parametrize(("given", "words"), [
-    ([], "External account binding required"),
-    (["--eab-kid", "nobody", "--eab-hmac-key", MAC_KEY], "invalid eab credentials"),
-    (["--eab-kid", "kid-1", "--eab-hmac-key", MAC_KEY[::-1] + "WWWW"], "invalid eab credentials")],
-    ids=["missing", "wrong id", "wrong key"])
-def test_external_account_refused(run, start, csr, given, words):
-    """Each fault of the pair is reported in the CA's words."""
-    assert words in error_of(run(start(CONFIG + EAB, "wsgi"), csr(NAMES[:1]), *given))
 
 
 def test_contact_wanted(run, ca, csr):
@@ -222,20 +211,9 @@ def test_contact_wanted(run, ca, csr):
     assert "Contact information is missing" in error_of(run(ca, csr(NAMES[:1]), contact=()))
 
 
-def test_renews(run, ca, csr, key, tmp_path):
-    """It wants certificates of 90 days renewed after 45, and so they are."""
-    output = tmp_path / "fullchain.pem"
-    for clock, status in (None, 0), ("+44d", 3), ("+47d", 0):
-        result = run(ca, csr(NAMES[:1]), "--renew", "--fullchain-file", output, clock=clock)
-        assert result.status == status, result.err
-        check_chain(output.read_text(), NAMES[:1], key(), ca.ca_file)
-
-
-@pytest.mark.parametrize(("form", "bad", "words"), [
-    pytest.param("wsgi", NAMES[1], "invalid", marks=pytest.mark.core),
-    ("django", NAMES[1], "HTTP request failed: 404"),
-    ("django", "wrong.example", "Keyauthorization mismatch")])
-@pytest.mark.parametrize("position", [0, 1])
+@pytest.mark.parametrize(("form", "bad", "words", "position"), [
+    ("wsgi", NAMES[1], "invalid", 0), ("django", NAMES[1], "HTTP request failed: 404", 1),
+    ("django", "wrong.example", "Keyauthorization mismatch", 0)])
 def test_reports_a_name(run, start, csr, form, bad, words, position):
     """A name that cannot be proved is reported within seconds, though the order stays pending."""
     ca, names = start(CONFIG, form), NAMES[:1]
@@ -247,16 +225,14 @@ def test_reports_a_name(run, start, csr, form, bad, words, position):
 
 @pytest.mark.parametrize(("names", "words"), [
     ([NAMES[0], "elsewhere.test"], "FQDN/SAN elsewhere.test not allowed by configuration"),
-    (["a_b.example"], "identifier value a_b.example not allowed"),
-    (NAMES, "identifier limit exceeded"), ([NAMES[0], "blocked.example"], "enrollment failed")],
-    ids=["list", "syntax", "number", "finalize"])
+    ([NAMES[0], "blocked.example"], "enrollment failed")], ids=["order", "finalize"])
 def test_refused_names(run, ca, csr, names, words):
     """Names that it does not certify are reported in its words, also when it refuses them last."""
     assert words in error_of(run(ca, csr(names), timeout=60))
 
 
 @pytest.mark.parametrize("moment", [
-    "after /acme/neworders", "before /acme/chall", "after /acme/chall", "after /finalize"])
+    "after /acme/neworders", "before /acme/chall", "after /finalize"])
 def test_restart(run, ca, csr, key, moment):
     """It is stopped and started again in a run; what it has done, its answer lost, is not lost."""
     (ca.folder / "stop").write_text(moment)
