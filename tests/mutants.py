@@ -35,7 +35,7 @@ MUTANTS = [
      "test_site wrong"),
     ("the self check takes any page", "if found == content:", "if found:", "test_site wrong"),
     ("the self check minds old certificates", "ssl._create_unverified_context()",
-     "ssl.create_default_context()", "test_pebble ways_of_web"),
+     "ssl.create_default_context()", "test_pebble command_lines"),
     # the CA's connection
     ("TLS is not verified", "self.tls = ssl.create_default_context()",
      "self.tls = ssl._create_unverified_context()", "test_network tls"),

@@ -125,38 +125,39 @@ def test_nohup(victim):
     assert len(pki.load_chain(victim.out.decode())) == 2
 
 
-# ---- SIGKILL
+# ---- At any moment
 
-# Runs the script and ends it at the Nth moment. Each line of it makes moments when it is first
-# reached, and the next two times; without a moment to end at, it tells how many there were.
+# Runs the script and ends it at the Nth moment: before a line of it that has some words in it, when
+# that is reached for the first time, or the next two times. With no end, tells how many there were.
 AT_A_MOMENT = """
-import os, sys
+import os, re, sys
 sys.path.insert(0, {folder!r})
 import letsacme
 vars(letsacme).update({constants!r})
-end, number = int(sys.argv[1]), int(sys.argv[2])
+with open(letsacme.__file__, encoding="utf-8") as source:
+    lines = [re.search({words!r}, line) for line in source]
 seen, moments = {{}}, [0]
 
 def trace(frame, event, _):
-    if not frame.f_code.co_filename.endswith("letsacme.py"):
+    if frame.f_code.co_filename != letsacme.__file__:
         return None
-    if event == "line":
-        seen[frame.f_lineno] = seen.get(frame.f_lineno, 0) + 1
-        if seen[frame.f_lineno] <= 3:
-            moments[0] += 1
-            if moments[0] == end:
-                os.kill(os.getpid(), number)
+    number = frame.f_lineno
+    if event == "line" and lines[number - 1] and seen.setdefault(number, 0) < 3:
+        seen[number] += 1
+        moments[0] += 1
+        if moments[0] == {end}:
+            os.kill(os.getpid(), {signal})
     return trace
 
 sys.settrace(trace)
-try:
-    status = letsacme.main(sys.argv[3:])
-finally:
-    sys.settrace(None)
-if not end:
+status = letsacme.main(sys.argv[1:])
+sys.settrace(None)
+if not {end}:
     sys.stdout.write("moments: %d" % moments[0])
 sys.exit(status)
 """
+# What lines have in them that change a file system
+CHANGES = r"'xb?'|\.write\(|os\.(makedirs|remove|rename|chown|chmod|fsync)\("
 
 
 class Renewal:
@@ -167,52 +168,43 @@ class Renewal:
         key = pki.load_key(trial.key).public_key()
         parts = [pki.pem(self.issuer.leaf(trial.names, key, days=(-90, 1))),
                  pki.pem(self.issuer.intermediate)]
-        names = ["cert.pem", "chain.pem", "fullchain.pem"]
-        self.old = dict(zip(names, [*parts, b"".join(parts)]))
+        self.old = {trial.cert: parts[0], trial.chain: parts[1],
+                    trial.site / "fullchain.pem": b"".join(parts)}
         trial.options.update({"--renew": True, "--fullchain-file": trial.site / "fullchain.pem"})
 
-    def reset(self):
-        """Put the old files there, and nothing else."""
-        for path in [*self.trial.site.glob("*.pem*"), *self.trial.challenges.iterdir()]:
-            path.unlink()
-        for name, content in self.old.items():
-            (self.trial.site / name).write_bytes(content)
+    def end(self, ca, words, moment, number=signal.SIGKILL):
+        """From the old files, run it until a moment; return its status and what it printed."""
+        for path in self.trial.site.rglob("*"):
+            if path.is_file():
+                path.unlink()
+        for path, content in self.old.items():
+            path.write_bytes(content)
+        code = AT_A_MOMENT.format(folder=str(support.SCRIPT.parent), constants=trials.WAITS,
+                                  words=words, end=moment, signal=int(number))
+        command = [*support.interpreter().command, "-c", code, *map(str, self.trial.arguments())]
+        result = subprocess.run(command + ["--ca", ca.directory], stdin=subprocess.DEVNULL,
+                                env=self.trial.letsacme.environment(ca), cwd=self.trial.folder,
+                                capture_output=True, text=True, timeout=60)
+        return result.returncode, result.stdout, result.stderr
+
+    def moments(self, ca, words):
+        """How many moments there are."""
+        status, out, err = self.end(ca, words, 0)
+        assert status == 0, err
+        return int(out.partition("moments: ")[2])
 
     def now(self):
-        """The contents of the outputs, each of which is whole."""
-        contents = {name: (self.trial.site / name).read_bytes() for name in self.old}
-        for name, content in contents.items():
-            count = len(pki.load_chain(content.decode()))
-            assert count == 1 + (name == "fullchain.pem"), name
-        return contents
-
-    def start(self, ca, moment, number=signal.SIGKILL):
-        """Run it until that moment; return its status and what it printed."""
-        code = AT_A_MOMENT.format(folder=str(support.SCRIPT.parent), constants=trials.WAITS)
-        command = [*support.interpreter().command, "-c", code, str(moment), str(int(number)),
-                   *map(str, self.trial.arguments()), "--ca", ca.directory]
-        result = subprocess.run(command, env=self.trial.letsacme.environment(ca), timeout=60,
-                                cwd=self.trial.folder, stdin=subprocess.DEVNULL,
-                                capture_output=True)
-        return result.returncode, result.stdout.decode(), result.stderr.decode()
+        """Which outputs are new; each is whole."""
+        for path in self.old:
+            assert len(pki.load_chain(path.read_text())) == 1 + (path.name == "fullchain.pem")
+        return [path for path, content in self.old.items() if path.read_bytes() != content]
 
     def finish(self, ca):
         """Let the next run put everything right."""
         result = self.trial.letsacme(*self.trial.arguments(), ca=ca, constants=trials.WAITS)
         assert result.status in (0, 3), result.err
-        now = self.now()
-        assert now["fullchain.pem"] == now["cert.pem"] + now["chain.pem"]
-        assert now["cert.pem"] != self.old["cert.pem"]
-
-    def moments(self, ca, count):
-        """That many moments: a third is spread over the whole run, the rest over its last fifth."""
-        self.reset()
-        status, out, err = self.start(ca, 0)
-        assert status == 0, err
-        total = int(out.partition("moments: ")[2])
-        spread = [total * step // (count // 3) for step in range(1, count // 3)]
-        rest = count - len(spread)
-        return sorted(spread + [total - total * step // (5 * rest) for step in range(rest)])
+        cert, chain, fullchain = [path.read_bytes() for path in self.old]
+        assert fullchain == cert + chain and self.trial.cert in self.now()
 
 
 @pytest.fixture
@@ -222,33 +214,34 @@ def renewal(trial):
 
 
 @pytest.mark.parametrize("part", range(2))
-def test_killed_at_any_moment(renewal, part):
+def test_killed_before_any_change_of_files(renewal, part):
     """Every output is whole, old or new; the next run mends what was left half published."""
     states = set()
     with renewal.trial.serve(issuer=renewal.issuer) as ca:
-        for moment in renewal.moments(ca, 24)[part::2]:
-            renewal.reset()
-            status, _, err = renewal.start(ca, moment)
+        total = renewal.moments(ca, CHANGES)
+        assert total > 25
+        for moment in range(1 + part, total + 1, 2):
+            status, _, err = renewal.end(ca, CHANGES, moment)
             assert status == -signal.SIGKILL, (moment, err)
             # Which outputs are new, and what kinds of files are left besides?
-            new = [name for name, content in renewal.now().items() if content != renewal.old[name]]
-            left = {path.name[:5] if path.name[0] == "." else str(path.parent)
-                    for path in renewal.trial.site.rglob("*") if path.name not in renewal.old}
-            if (*new, *left) not in states:
+            left = {path.name[:5] if path.name[0] == "." else path.parent
+                    for path in renewal.trial.site.rglob("*") if path not in renewal.old}
+            state = (*renewal.now(), *left)
+            if state not in states:
                 renewal.finish(ca)
-            states.add((*new, *left))
+            states.add(state)
+    assert len(states) >= 3
 
 
 def test_a_signal_at_any_moment(renewal):
     """As before, but what it had written besides is gone too."""
     with renewal.trial.serve(issuer=renewal.issuer) as ca:
-        # Before the first moments are over, a signal means to Python what it likes.
-        moments = [moment for moment in renewal.moments(ca, 12) if moment > 20]
-        for moment, number in zip(moments, itertools.cycle(SIGNALS)):
-            renewal.reset()
-            names = sorted(trials.snapshot(renewal.trial.site))
-            status, out, err = renewal.start(ca, moment, number)
+        total, count = renewal.moments(ca, ""), 12
+        first = 20                          # before that, a signal means to Python what it likes
+        for turn, number in zip(range(count), itertools.cycle(SIGNALS)):
+            moment = first + (total - first) * (1 + turn) // count
+            status, out, err = renewal.end(ca, "", moment, number)
             assert status in (0, 128 + number) and not out, (moment, status, err)
             support.judge_words(err)
             renewal.now()
-            assert sorted(trials.snapshot(renewal.trial.site)) == names, moment
+            assert set(renewal.trial.site.rglob("*")) == {renewal.trial.challenges, *renewal.old}

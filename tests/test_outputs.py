@@ -1,8 +1,6 @@
 """The files that are written: replaced in one step, or refused before the CA is asked."""
-import itertools
 import os
 import re
-import signal
 import ssl
 import tempfile
 from pathlib import Path
@@ -189,7 +187,7 @@ def test_a_link_is_planted(in_place, user):
     assert path.is_symlink() == in_place and victim.read_bytes() == OLD
 
 
-# ---- A full disk, a sudden end
+# ---- A full disk (for a sudden end, see test_crashes.py)
 
 # A disk that has room for one output, but not for another one.
 FULL = """
@@ -210,45 +208,6 @@ def test_a_full_disk(trial):
         wrapper=trials.OWN_MOUNTS + support.shell(FULL, disk))
     error = trials.error_of(result)
     assert re.search("/disk/chain.pem.*No space", error) and "https:" not in error
-
-
-DEADLY = """
-import os, signal
-moments = []
-def deadly(function):
-    def moment():
-        moments.append(1)
-        if len(moments) == int(os.environ["DEADLY"]):
-            os.kill(os.getpid(), signal.SIGKILL)
-    def call(*args, **options):
-        moment()
-        try:
-            return function(*args, **options)
-        finally:
-            moment()
-    return call
-for name in ("fsync", "rename", "replace", "fchown", "truncate"):
-    setattr(os, name, deadly(getattr(os, name)))
-"""
-
-
-def test_kill_9(trial, tmp_path):
-    """Before and after each step of writing: every output is the old one or the new one."""
-    (tmp_path / "sitecustomize.py").write_text(DEADLY)
-    ends, outputs = [], (trial.cert, trial.chain)
-    with trial.serve() as ca:
-        for moment in itertools.count(1):
-            for path in outputs:
-                path.write_bytes(OLD)
-            result = trial.letsacme(*trial.arguments(), ca=ca, scale=0.05, check=False, env={
-                "PYTHONPATH": str(tmp_path), "DEADLY": str(moment)})
-            assert [len(pki.load_chain(path.read_text())) for path in outputs] == [1, 1]
-            states = [path.read_bytes() == OLD for path in outputs]
-            if result.status != -signal.SIGKILL:
-                break
-            ends.append(states)
-    assert (result.status, states) == (0, [False, False]), result.err
-    assert ends[0] == [True, True] and [False, True] in ends
 
 
 # ---- Refused

@@ -13,7 +13,7 @@ import pki
 import pytest
 from pki import check_chain, load_chain
 from servers import has_ipv6
-from support import fake_openssl, fresh_name, shell
+from support import fake_openssl, fresh_name
 from trials import error_of
 
 core = pytest.mark.core
@@ -42,19 +42,7 @@ def issue(letsacme, nginx, account, csr):
     return start
 
 
-# --- the command lines of the original, and those of acme-tiny ------------------------------------
-
-@pytest.fixture
-def example(tmp_path, names, account, csr, config):
-    """Lays out account.key, domain.csr and config.json as the examples have them; gives names."""
-    def make(kind="site"):
-        """Three names of one kind of site."""
-        hosts = names(3, kind)
-        shutil.copy(csr(hosts), tmp_path / "domain.csr")
-        shutil.copy(config(hosts), tmp_path / "config.json")
-        return hosts
-    return make
-
+# --- command lines --------------------------------------------------------------------------------
 
 def check_file(path, part, hosts, key, pebble):
     """Checks that a file holds the certificate, the chain, or both."""
@@ -68,79 +56,51 @@ def check_file(path, part, hosts, key, pebble):
 
 
 RUN = '"$@" --account-key ./account.key --csr ./domain.csr '
+CONFIG = RUN + "--config-json ./config.json "
+# The kind of the site, a command line, and the parts that files hold then.
 EXAMPLES = {
-    "literal JSON": (RUN + "--no-chain --config-json '{json}' > ./signed.crt",
+    "literal JSON": ("site", RUN + "--no-chain --config-json '{json}' > ./signed.crt",
                      {"signed.crt": "cert"}),
     "three files": pytest.param(
-        RUN + "--config-json ./config.json "
-        "--cert-file ./signed.cert --chain-file ./chain.crt > ./fullchain.crt",
+        "site", CONFIG + "--cert-file ./signed.cert --chain-file ./chain.crt > ./fullchain.crt",
         {"signed.cert": "cert", "chain.crt": "chain", "fullchain.crt": "both"}, marks=core),
-    "nothing printed": (
-        RUN + "--config-json ./config.json --no-cert --no-chain --cert-file signed.crt",
-        {"signed.crt": "cert"}),
+    "nothing printed": ("site", CONFIG + "--no-cert --no-chain --cert-file signed.crt",
+                        {"signed.crt": "cert"}),
+    "CSR": ("site", 'openssl genrsa 2048 | openssl pkey -traditional > account.key && '
+            'openssl req -new -sha256 -key domain.key -subj "/C=US/ST=CA/O=MY Org/CN={host}" '
+            '-reqexts SAN -config <(cat /etc/ssl/openssl.cnf <(printf '
+            '"[SAN]\nsubjectAltName={entries}")) -out domain.csr && ' + CONFIG + "> both.crt",
+            {"both.crt": "both"}),
+    "to https": ("https", CONFIG + "> both.crt", {"both.crt": "both"}),
+    "acme-tiny": (
+        "alias", RUN + "--acme-dir {challenges}/ --directory-url {ca} --check-port {port} --quiet "
+        "--contact mailto:one@mail.example mailto:two@mail.example > signed_chain.crt",
+        {"signed_chain.crt": "both"}),
 }
 
 
-@pytest.mark.parametrize("line, files", EXAMPLES.values(), ids=EXAMPLES)
-def test_original_command_lines(line, files, example, letsacme, pebble, nginx, key):
-    """What the original's README shows works as it is."""
-    hosts = example()
-    line = line.replace("{json}", (letsacme.folder / "config.json").read_text())
-    result = letsacme(wrapper=shell(line), ca=pebble)
+@pytest.mark.parametrize("kind, line, files", EXAMPLES.values(), ids=EXAMPLES)
+def test_command_lines(kind, line, files, letsacme, names, csr, config, key, pebble, nginx,
+                       account):
+    """What the original's README shows works as it is, and a command line of acme-tiny's."""
+    hosts, folder = names(3, kind), letsacme.folder
+    for source, name in ((csr(hosts), "domain.csr"), (config(hosts), "config.json"),
+                         (key(), "domain.key")):
+        shutil.copy(source, folder / name)
+    for mark, value in (("json", (folder / "config.json").read_text()), ("host", hosts[0]),
+                        ("entries", ",".join("DNS:" + host for host in hosts)),
+                        ("challenges", nginx.challenges), ("ca", pebble.directory),
+                        ("port", nginx.port)):
+        line = line.replace("{%s}" % mark, str(value))
+    where = {"ca": pebble}
+    if "--directory-url" in line:
+        where = {"env": {"SSL_CERT_FILE": str(pebble.ca_file)}}
+    result = letsacme(wrapper=["bash", "-ec", line, "bash"], **where)
     assert (result.status, result.out) == (0, ""), result.err
+    assert "--quiet" not in line or not result.err
     for name, part in files.items():
-        check_file(letsacme.folder / name, part, hosts, key(), pebble)
-    assert no_challenges_left(nginx, hosts)
-
-
-def test_ways_of_web_servers(example, letsacme, pebble, nginx, key):
-    """A site may lead all to https, with a certificate that has expired."""
-    hosts = example("https")
-    line = RUN + "--config-json config.json > both.crt"
-    result = letsacme(wrapper=shell(line), ca=pebble)
-    assert result.status == 0, result.err
-    check_file(letsacme.folder / "both.crt", "both", hosts, key(), pebble)
-    assert no_challenges_left(nginx, hosts)
-
-
-def test_acme_tiny_command_line(example, letsacme, pebble, nginx, key):
-    """An acme-tiny command line works with only the file name changed."""
-    hosts = example("alias")
-    line = RUN + "--acme-dir %s/ --directory-url %s --check-port %d --quiet " \
-        "--contact mailto:one@mail.example mailto:two@mail.example > signed_chain.crt" \
-        % (nginx.challenges, pebble.directory, nginx.port)
-    result = letsacme(wrapper=shell(line), env={"SSL_CERT_FILE": str(pebble.ca_file)})
-    assert (result.status, result.err) == (0, "")
-    check_file(letsacme.folder / "signed_chain.crt", "both", hosts, key(), pebble)
-    assert not list(nginx.challenges.iterdir())
-
-
-def test_original_csr_command(example, letsacme, pebble):
-    """The original's long openssl command for several names makes a CSR that is good."""
-    hosts = example()
-    line = 'openssl genrsa 2048 | openssl pkey -traditional > account.key && ' \
-        'openssl genrsa 2048 > domain.key && openssl req -new -sha256 -key domain.key ' \
-        '-subj "/C=US/ST=CA/O=MY Org/CN=%s" -reqexts SAN -config <(cat ' \
-        '/etc/ssl/openssl.cnf <(printf "[SAN]\nsubjectAltName=%s")) -out domain.csr' \
-        % (hosts[0], ",".join("DNS:" + host for host in hosts))
-    subprocess.run(["bash", "-c", line], cwd=letsacme.folder, check=True, capture_output=True)
-    result = letsacme(wrapper=shell(RUN + "--config-json ./config.json > both.crt"), ca=pebble)
-    assert result.status == 0, result.err
-    check_file(letsacme.folder / "both.crt", "both", hosts, letsacme.folder / "domain.key", pebble)
-
-
-def test_everything_in_the_file(letsacme, account, csr, pebble, config, names, key):
-    """A whole run is possible with --config-json alone; paths are relative to where it runs."""
-    hosts = names(2)
-    csr(hosts).rename(letsacme.folder / "domain.csr")
-    file = config(hosts, AccountKey=account.name, CSR="domain.csr", CA=pebble.directory,
-                  CheckPort=pebble.http_port, Contact="mailto:me@mail.example", Quiet=True,
-                  CertFile="cert.pem", ChainFile="chain.pem", FullchainFile="fullchain.pem",
-                  _note=["what", {"ever": 1}], _={"example.org": 5})
-    result = letsacme("--config-json", file.name, env={"SSL_CERT_FILE": str(pebble.ca_file)})
-    assert (result.status, result.out, result.err) == (0, "", "")
-    for name, part in ("cert.pem", "cert"), ("chain.pem", "chain"), ("fullchain.pem", "both"):
-        check_file(letsacme.folder / name, part, hosts, key(), pebble)
+        check_file(folder / name, part, hosts, folder / "domain.key", pebble)
+    assert no_challenges_left(nginx, hosts) and not list(nginx.challenges.iterdir())
 
 
 # --- what it says ---------------------------------------------------------------------------------
@@ -167,26 +127,19 @@ def test_log(letsacme, basics, pebble, names):
 
 
 def test_dry_run(letsacme, basics, pebble, names, key):
-    """With --test the certificate is printed, and all outputs stay; not so beside --ca."""
+    """With --test the certificate is printed, even if none is due, and all outputs stay."""
     hosts = names(2)
-    for name in ("cert.pem", "fullchain.pem"):
-        (letsacme.folder / name).write_bytes(pki.pem(pki.Issuer().root))
-    live = (letsacme.folder / "cert.pem").read_text()
-    arguments = [*basics(hosts), "--test", "--cert-file", "cert.pem", "--chain-file", "new.pem",
-                 "--fullchain-file", "fullchain.pem"]
-    result = letsacme(
-        *arguments, "--renew", "--check-port", pebble.http_port,
-        constants={"LETS_ENCRYPT_STAGING": pebble.directory},
-        env={"SSL_CERT_FILE": str(pebble.ca_file)})
+    output = letsacme.folder / "fullchain.pem"
+    output.write_bytes(pki.pem(pki.Issuer().root))
+    before = output.read_bytes()
+    result = letsacme(*basics(hosts), "--test", "--chain-file", "new.pem", "--fullchain-file",
+                      output, "--renew", "--check-port", pebble.http_port,
+                      constants={"LETS_ENCRYPT_STAGING": pebble.directory},
+                      env={"SSL_CERT_FILE": str(pebble.ca_file)})
     assert result.status == 0, result.err
     check_chain(result.out, hosts, key(), pebble.root)
     assert "(test mode)" in result.err and re.search("^W: ", result.err, re.M)
-    assert (letsacme.folder / "cert.pem").read_text() == live
-    assert not (letsacme.folder / "new.pem").exists()
-    result = letsacme(*arguments, ca=pebble)
-    assert (result.status, result.out) == (0, ""), result.err
-    assert "test mode" not in result.err and re.search("^W: .*--test", result.err, re.M)
-    check_file(letsacme.folder / "fullchain.pem", "both", hosts, key(), pebble)
+    assert output.read_bytes() == before and not (letsacme.folder / "new.pem").exists()
 
 
 # --- keys and requests ----------------------------------------------------------------------------
@@ -195,7 +148,7 @@ def test_dry_run(letsacme, basics, pebble, names, key):
     ("openssl ecparam -genkey -name prime256v1 > account.key", "rsa2048"),
     ("openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-384 -out account.key", "p384")])
 def test_keys(account_key, domain_key, letsacme, pebble, names, csr, config, key):
-    """Account and domain keys of each kind (see above for RSA), as openssl makes them."""
+    """Account and domain keys of each kind, as openssl makes them (see above for RSA)."""
     subprocess.run(["sh", "-c", account_key], cwd=letsacme.folder, check=True, capture_output=True)
     hosts = names(2)
     result = letsacme("--account-key", "account.key", "--csr", csr(hosts, key=key(domain_key)),
