@@ -116,7 +116,6 @@ def test_a_signal_while_openssl_works(victim, tmp_path, number, whom):
     assert victim.leaves_nothing()
 
 
-@core
 def test_nohup(victim):
     """Who starts it with nohup does not want it to stop when he leaves."""
     fault = victim.hit(signal.SIGHUP, then=faults.send_all)

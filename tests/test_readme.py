@@ -54,17 +54,11 @@ BLOCK
 
 def blocks():
     """The heading, language and text of each fenced block."""
-    found, heading, block = [], "", None
-    for line in README.splitlines(keepends=True):
-        if line.startswith("```") and block is None:
-            block = [heading, line[3:].strip(), ""]
-        elif line.startswith("```"):
-            found.append(block)
-            block = None
-        elif block:
-            block[2] += line
-        elif line.startswith("#"):
-            heading = line.strip("# \n")
+    found, heading = [], ""
+    for title, language, text in re.findall(r"^#+ (.*)|^```(\w*)\n((?:.*\n)*?)```$", README, re.M):
+        heading = title or heading
+        if not title:
+            found.append((heading, language, text))
     return found
 
 
@@ -369,19 +363,19 @@ def shellcheck(text):
     assert done.returncode == 0, text + done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("text", [text for _, language, text in blocks() if language == "sh"])
-def test_shell(text):
+def test_shell():
     """Shell code is portable and free of the usual traps."""
-    shellcheck(text)
+    for _, language, text in blocks():
+        if language == "sh":
+            shellcheck(text)
 
 
-@pytest.mark.parametrize("text", [text for _, language, text in blocks() if language == "crontab"])
-def test_cron(text):
+def test_cron():
     """A line of a crontab: a time, not on the hour, perhaps a user, and a command."""
-    [line] = text.splitlines()
-    time, command = re.fullmatch(r"((?:[0-9*,/]+ ){5})(?:root )?(.*)", line).groups()
-    assert "%" not in command and int(time.split()[0]) % 15
-    shellcheck(command + "\n")
+    for _, _, text in [each for each in blocks() if each[1] == "crontab"]:
+        time, command = re.fullmatch(r"((?:[0-9*,/]+ ){5})(?:root )?(.*)\n", text).groups()
+        assert "%" not in command and int(time.split()[0]) % 15
+        shellcheck(command + "\n")
 
 
 def test_units(tmp_path):
@@ -415,9 +409,9 @@ print(json.dumps({"module": "SSL", "func": "install_ssl", "apiversion": 3, "resu
 """
 
 
-def test_cpanel(site, account, csr, key, tmp_path):
-    """The recipe installs what was renewed, once, tries again what was not installed, and says in
-    a line what is wrong."""
+@pytest.fixture
+def cpanel(site, account, csr, key, tmp_path):
+    """The recipe's folder, and with it the site, a programs' folder, and an environment."""
     site.serve_root()
     folder, programs = tmp_path / "letsacme", tmp_path / "bin"
     folder.mkdir()
@@ -425,56 +419,54 @@ def test_cpanel(site, account, csr, key, tmp_path):
     config = json.loads(site.fill(block("json", "/home/USER")))
     config[site.name]["DocumentRoot"] = str(site.root)
     config.update(CA=site.ca.directory, CheckPort=site.port)
+    python = '#!/bin/sh\nexec %s "$@"\n' % shlex.join(support.interpreter().command)
     for path, text in ((folder / "config.json", json.dumps(config)),
                        (folder / "install.py", block("python", "uapi")),
                        (folder / "renew.sh", site.fill(block("sh", "install.py"))),
-                       (programs / "uapi", UAPI % sys.executable),
-                       (programs / "python3", "#!/bin/sh\nexec %s \"$@\"\n" % shlex.join(
-                           support.interpreter().command))):
+                       (programs / "uapi", UAPI % sys.executable), (programs / "python3", python)):
         path.write_text(text)
         path.chmod(0o755)
     for source, name in ((support.SCRIPT, "letsacme.py"), (account, "account.key"),
                          (csr(site.names), "domain.csr"), (key(), "domain.key")):
         shutil.copy(source, folder / name)
     env = site.letsacme.environment(site.ca, {"HOME": str(tmp_path)})
-    env["PATH"] = "%s:%s" % (programs, env["PATH"])
+    env["PATH"] = support.search_path(programs, env["PATH"])
 
-    def renew():
-        """What cron does; gives the number of calls of uapi so far, and what was printed."""
-        done = subprocess.run(["sh", folder / "renew.sh"], env=env, capture_output=True, text=True)
-        calls = (folder / "calls").read_text().splitlines()
-        return calls, done.stdout + done.stderr
+    def run(*command):
+        """What a command says, and with how many words uapi was called so far."""
+        done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=folder)
+        calls = (folder / "calls").read_text().splitlines() if (folder / "calls").exists() else []
+        return done.stdout + done.stderr, [json.loads(call) for call in calls]
+    return folder, programs / "uapi", run
 
-    def install(*words):
-        """What the installer says, when run by hand."""
-        return subprocess.run(["python3", "install.py", *words], env=env, capture_output=True,
-                              text=True, cwd=folder).stderr
 
+def test_cpanel(cpanel, site, key):
+    """The recipe installs what was renewed, once, tries again what was not installed, and says in
+    a line what is wrong."""
+    folder, uapi, run = cpanel
+    renew, install = ("sh", "renew.sh"), ("python3", "install.py", site.name)
     # What may go wrong: no argument, no certificate yet, no uapi, one that fails without a word.
-    (folder / "calls").touch()
-    assert "python3 install.py DOMAIN" in install()
-    assert install(site.name) == "install.py: signed.crt: No such file or directory\n"
-    config_json = (folder / "config.json").read_text()
-    (folder / "config.json").write_text(config_json.replace(str(site.root), "/none"))
-    calls, said = renew()
-    assert not calls and said.startswith("E: ") and "/none" in said and said.count("\n") == 1
-    (folder / "config.json").write_text(config_json)
-    good, uapi = (programs / "uapi").read_text(), programs / "uapi"
+    assert "python3 install.py DOMAIN" in run(*install[:2])[0]
+    assert run(*install)[0] == "install.py: signed.crt: No such file or directory\n"
+    site.root.rename(site.root.with_suffix(".gone"))
+    said, calls = run(*renew)
+    assert not calls and re.fullmatch("E: .*%s.*\n" % re.escape(str(site.root)), said)
+    site.root.with_suffix(".gone").rename(site.root)
+    good = uapi.read_text()
     uapi.write_text("#!/bin/sh\nexit 1\n")
-    assert renew()[1] == "install.py: uapi did not answer as it should\n"
+    assert run(*renew)[0] == "install.py: uapi did not answer as it should\n"
     uapi.unlink()
-    assert install(site.name) == "install.py: uapi: No such file or directory\n"
+    assert run(*install)[0] == "install.py: uapi: No such file or directory\n"
     uapi.write_text(good)
     uapi.chmod(0o755)
     (folder / "broken").touch()
-    assert install(site.name) == "uapi: The key does not fit.\n"
+    assert run(*install)[0] == "uapi: The key does not fit.\n"
     (folder / "broken").unlink()
-    calls, said = renew()
-    assert len(calls) == 2 and not said, said
-    assert len(renew()[0]) == 2
-    words = json.loads(calls[1])
-    assert words[:3] == ["--output=json", "SSL", "install_ssl"]
-    values = dict(word.split("=", 1) for word in words[3:])
+
+    said, calls = run(*renew)
+    assert len(calls) == 2 and not said and run(*renew) == ("", calls)
+    assert calls[1][:3] == ["--output=json", "SSL", "install_ssl"]
+    values = dict(word.split("=", 1) for word in calls[1][3:])
     assert re.fullmatch("[A-Za-z0-9%._-]+", "".join(values.values()))
     values = {name: unquote(value) for name, value in values.items()}
     check_chain(values["cert"] + values["cabundle"], site.names, key(), site.ca.root)
