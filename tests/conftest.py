@@ -19,6 +19,7 @@ import collections
 import contextlib
 import json
 import os
+import re
 import signal
 import tempfile
 from pathlib import Path
@@ -26,7 +27,7 @@ from pathlib import Path
 import pytest
 import servers
 import support
-from pki import write_csr, write_key
+from pki import check_chain, write_csr, write_key
 from trials import site, trial  # noqa: F401
 
 
@@ -233,3 +234,33 @@ def basics(account, csr, config):
         return ["--account-key", account, "--csr", csr(names, **options),
                 "--config-json", config(names)]
     return make
+
+
+@pytest.fixture
+def run_inside(letsacme, account):
+    """run_inside(ca, csr, ...) asks a CA in namespaces of its own for a certificate."""
+    def run(ca, csr, *args, account=account, **options):
+        """A run of letsacme.py; nothing may be left of it in the challenge directory."""
+        before = set(ca.challenges.iterdir())
+        result = letsacme("--csr", csr, "--account-key", account, "--acme-dir", ca.challenges,
+                          "--ca", ca.directory, *args, wrapper=ca.inside, **options,
+                          env={"SSL_CERT_FILE": str(ca.ca_file), "NSS_WRAPPER_HOSTS": None})
+        assert set(ca.challenges.iterdir()) == before
+        return result
+    return run
+
+
+@pytest.fixture
+def renews(run_inside, csr, key, tmp_path):
+    """renews(ca, name, early, late, ...): it renews a certificate at a late clock, not before."""
+    def check(ca, name, early, late, *args):
+        """The first run and the renewal find the same account."""
+        output, accounts = tmp_path / "fullchain.pem", set()
+        for clock, status in (None, 0), (early, 3), (late, 0):
+            result = run_inside(ca, csr([name]), "--renew", "--fullchain-file", output, *args,
+                                clock=clock)
+            assert result.status == status, result.err
+            check_chain(output.read_text(), [name], key(), ca.ca_file)
+            accounts.update(re.findall(r"https://\S+/acc\w*t/\w+", result.err))
+        assert len(accounts) == 1
+    return check

@@ -5,7 +5,6 @@ namespaces of their own.
 """
 import json
 import os
-import re
 import subprocess
 
 import pytest
@@ -34,8 +33,6 @@ allowed_domainlist: ["*.example"]
 [Renewalinfo]
 renewalthreshold_pctg: 50
 renewal_window_duration: 2d
-"""
-EAB = """
 [EABhandler]
 eab_handler_module: acme2certifier.eabhandlers.json_handler
 key_file: {folder}/eab.json
@@ -90,6 +87,7 @@ master_process off;
 NAMES = ["n%d.example" % number for number in range(2)]
 OTHERS = ["wrong.example", "blocked.example", "elsewhere.test"]
 MAC_KEY = "V" * 64
+GIVEN = ["--contact", "a@site.example", "--eab-kid", "kid-1", "--eab-hmac-key", MAC_KEY]
 # Its two forms: the plain one keeps to itself why a name is refused; Django's validates and issues
 # when it has answered already.
 FORMS = {"wsgi": "acme2certifier.share.acme2certifier_wsgi",
@@ -101,13 +99,13 @@ class Acme2certifier:
 
     directory = "https://localhost/directory"
 
-    def __init__(self, folder, namespaces, config, form):
+    def __init__(self, folder, namespaces, form):
         self.folder, self.inside, self.servers = folder, namespaces.inside, []
         self.challenges = folder / "www" / ".well-known" / "acme-challenge"
         self.challenges.mkdir(parents=True)
         (folder / "unserved").mkdir()
         (folder / "eab.json").write_text(json.dumps({"kid-1": MAC_KEY}))
-        for name, text in (("a2c.cfg", config), ("gunicorn.py", GUNICORN), ("nginx.conf", NGINX)):
+        for name, text in (("a2c.cfg", CONFIG), ("gunicorn.py", GUNICORN), ("nginx.conf", NGINX)):
             (folder / name).write_text(text.format(folder=folder))
         self.ca_file = self.make_certificates()
         self.serve("dns", [53], tool("pebble-challtestsrv"), "-dnsserver", "127.0.0.1:53",
@@ -150,11 +148,11 @@ class Acme2certifier:
 
 @pytest.fixture(scope="module")
 def start(namespaces, tmp_path_factory):
-    """start(configuration, form) is a CA, the same for the same arguments."""
-    def make(*args):
+    """start(form) is a CA, the same for the same form."""
+    def make(form):
         """A running CA."""
         inside = namespaces({"127.0.0.1": ["localhost", *NAMES, *OTHERS]})
-        return Acme2certifier(tmp_path_factory.mktemp("ca"), inside, *args)
+        return Acme2certifier(tmp_path_factory.mktemp("ca"), inside, form)
     with kept(make) as start_once:
         yield start_once
 
@@ -162,83 +160,62 @@ def start(namespaces, tmp_path_factory):
 @pytest.fixture
 def ca(start):
     """The usual CA."""
-    return start(CONFIG, "wsgi")
-
-
-@pytest.fixture
-def run(letsacme, account):
-    """run(ca, csr, ...) asks for a certificate; nothing may be left behind."""
-    def begin(ca, csr, *args, contact=("--contact", "a@site.example"), **options):
-        """A run of letsacme.py."""
-        env = {"SSL_CERT_FILE": str(ca.ca_file), "NSS_WRAPPER_HOSTS": None}
-        before = set(ca.challenges.iterdir())
-        result = letsacme("--csr", csr, "--account-key", account, "--acme-dir", ca.challenges,
-                          "--ca", ca.directory, *contact, *args, env=env, wrapper=ca.inside,
-                          **options)
-        assert set(ca.challenges.iterdir()) == before
-        return result
-    return begin
+    return start("wsgi")
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_issues(run, start, csr, key, form):
+def test_issues(run_inside, start, csr, key, form):
     """Names are proved and certified."""
-    ca = start(CONFIG, form)
+    ca = start(form)
     # Django's says "Retry-After: 600" with an order that is valid in a moment.
-    result = run(ca, csr(NAMES[:2]), constants={"LONGEST_POLL_PAUSE": 2})
+    result = run_inside(ca, csr(NAMES), *GIVEN, constants={"LONGEST_POLL_PAUSE": 2})
     assert result.status == 0, result.err
-    check_chain(result.out, NAMES[:2], key(), ca.ca_file)
+    check_chain(result.out, NAMES, key(), ca.ca_file)
 
 
-def test_external_account(run, start, csr, key, tmp_path):
-    """What is wrong is reported in the CA's words; the right pair makes an account, which is found
-    again, here to renew: it wants certificates of 90 days renewed after 45, and so they are."""
-    ca, accounts, output = start(CONFIG + EAB, "wsgi"), set(), tmp_path / "fullchain.pem"
-    for pair, words in ([], "External account binding required"), (
-            ["--eab-kid", "kid-1", "--eab-hmac-key", "W" * 64], "invalid eab credentials"):
-        assert words in error_of(run(ca, csr(NAMES[:1]), *pair))
-    pair[-1] = MAC_KEY
-    for clock, status in (None, 0), ("+44d", 3), ("+47d", 0):
-        result = run(ca, csr(NAMES[:1]), *pair, "--renew", "--fullchain-file", output, clock=clock)
-        assert result.status == status, result.err
-        check_chain(output.read_text(), NAMES[:1], key(), ca.ca_file)
-        accounts.update(re.findall(r"https://localhost/acme/acct/\w+", result.err))
-    assert len(accounts) == 1
+@pytest.mark.parametrize(("given", "words"), [
+    (GIVEN[:2], "External account binding required"), (GIVEN[2:], "Contact information is missing"),
+    ([*GIVEN, "--eab-hmac-key", "W" * 64], "invalid eab credentials")],
+    ids=["no pair", "no contact", "wrong key"])
+def test_account_refused(run_inside, ca, csr, given, words):
+    """What it wants is reported in its words."""
+    assert words in error_of(run_inside(ca, csr(NAMES), *given))
 
 
-def test_contact_wanted(run, ca, csr):
-    """That it wants an address is reported in its words."""
-    assert "Contact information is missing" in error_of(run(ca, csr(NAMES[:1]), contact=()))
+def test_renews(renews, ca):
+    """It wants certificates of 90 days renewed after 45, and so they are."""
+    renews(ca, NAMES[0], "+44d", "+47d", *GIVEN)
 
 
 @pytest.mark.parametrize(("form", "bad", "words", "position"), [
     ("wsgi", NAMES[1], "invalid", 0), ("django", NAMES[1], "HTTP request failed: 404", 1),
     ("django", "wrong.example", "Keyauthorization mismatch", 0)])
-def test_reports_a_name(run, start, csr, form, bad, words, position):
+def test_reports_a_name(run_inside, start, csr, form, bad, words, position):
     """A name that cannot be proved is reported within seconds, though the order stays pending."""
-    ca, names = start(CONFIG, form), NAMES[:1]
+    ca, names = start(form), NAMES[:1]
     names.insert(position, bad)
     config = json.dumps({bad: {"AcmeDir": str(ca.folder / "unserved")}})
-    error = error_of(run(ca, csr(names), "--disable-check", "--config-json", config, timeout=30))
+    error = error_of(run_inside(ca, csr(names), *GIVEN, "--disable-check", "--config-json", config,
+                                timeout=30))
     assert error.startswith("E: %s: " % bad) and words in error
 
 
-@pytest.mark.parametrize(("names", "words"), [
-    ([NAMES[0], "elsewhere.test"], "FQDN/SAN elsewhere.test not allowed by configuration"),
-    ([NAMES[0], "blocked.example"], "enrollment failed")], ids=["order", "finalize"])
-def test_refused_names(run, ca, csr, names, words):
+@pytest.mark.parametrize(("bad", "words"), [
+    ("elsewhere.test", "FQDN/SAN elsewhere.test not allowed by configuration"),
+    ("blocked.example", "enrollment failed")])
+def test_refused_names(run_inside, ca, csr, bad, words):
     """Names that it does not certify are reported in its words, also when it refuses them last."""
-    assert words in error_of(run(ca, csr(names), timeout=60))
+    assert words in error_of(run_inside(ca, csr([NAMES[0], bad]), *GIVEN, timeout=60))
 
 
 @pytest.mark.parametrize("moment", [
     "after /acme/neworders", "before /acme/chall", "after /finalize"])
-def test_restart(run, ca, csr, key, moment):
+def test_restart(run_inside, ca, csr, key, moment):
     """It is stopped and started again in a run; what it has done, its answer lost, is not lost."""
     (ca.folder / "stop").write_text(moment)
     log = ca.folder / "access.log"
     before = log.stat().st_size
-    result = run(ca, csr(NAMES[:2]))
+    result = run_inside(ca, csr(NAMES), *GIVEN)
     assert result.status == 0, result.err
-    check_chain(result.out, NAMES[:2], key(), ca.ca_file)
+    check_chain(result.out, NAMES, key(), ca.ca_file)
     assert '" 502 ' in log.read_text()[before:]

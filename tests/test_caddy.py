@@ -6,7 +6,6 @@ ports 80 and 443 are free.
 """
 import datetime
 import json
-import re
 
 import pytest
 from pki import check_chain
@@ -71,28 +70,12 @@ def caddy(namespaces, tmp_path_factory):
     caddy.server.stop()
 
 
-@pytest.fixture
-def run(letsacme, caddy, account):
-    """run(csr, ...) asks Caddy for a certificate, as its only CA and on the usual ports."""
-    env = {"SSL_CERT_FILE": str(caddy.ca_file)}
-
-    def start(csr, *args, account=account, **options):
-        """A run of letsacme.py; nothing may be left of it in the challenge directory."""
-        before = set(caddy.challenges.iterdir())
-        result = letsacme("--csr", csr, "--account-key", account, "--acme-dir", caddy.challenges,
-                          "--ca", caddy.directory, *args, env=env, wrapper=caddy.inside,
-                          **options)
-        assert set(caddy.challenges.iterdir()) == before
-        return result
-    return start
-
-
 @pytest.mark.parametrize("names, account_kind, kind", [
     (NAMES, "rsa2048", "rsa2048"), (["::1"], "p384", "p384"),
     ([NAMES[0], "127.0.0.1", "::1"], "p256", "p256")], ids=["names", "address", "both"])
-def test_issues(run, caddy, csr, key, names, account_kind, kind):
+def test_issues(run_inside, caddy, csr, key, names, account_kind, kind):
     """Names and addresses are proved and certified, with each kind of key."""
-    result = run(csr(names, key(kind)), account=key(account_kind, "account"))
+    result = run_inside(caddy, csr(names, key(kind)), account=key(account_kind, "account"))
     assert result.status == 0, result.err
     check_chain(result.out, names, key(kind), caddy.ca_file)
 
@@ -100,24 +83,17 @@ def test_issues(run, caddy, csr, key, names, account_kind, kind):
 @pytest.mark.parametrize("bad, kind, position", [
     ("nowhere.example", "connection", 0), ("missing.example", "connection", 1),
     ("wrong.example", "rejectedIdentifier", 0)])
-def test_reports_a_name(run, csr, bad, kind, position):
+def test_reports_a_name(run_inside, caddy, csr, bad, kind, position):
     """A name that Caddy cannot verify is reported when Caddy says so, not after ten minutes.
 
     The authorization stays pending, though the challenge of wrong.example becomes invalid.
     """
     names = NAMES[:1]
     names.insert(position, bad)
-    error = error_of(run(csr(names), "--disable-check", timeout=60))
+    error = error_of(run_inside(caddy, csr(names), "--disable-check", timeout=60))
     assert error.startswith("E: %s: " % bad) and kind in error
 
 
-def test_renews(run, caddy, csr, key, tmp_path):
-    """Caddy has no renewal information; its certificates of 12 hours are renewed after six, and the
-    account is found again."""
-    output, accounts = tmp_path / "fullchain.pem", set()
-    for clock, status in (None, 0), ("+5h", 3), ("+7h", 0):
-        result = run(csr(NAMES[:1]), "--renew", "--fullchain-file", output, clock=clock)
-        assert result.status == status, result.err
-        check_chain(output.read_text(), NAMES[:1], key(), caddy.ca_file)
-        accounts.update(re.findall(r"https://localhost/acme/local/account/\w+", result.err))
-    assert len(accounts) == 1
+def test_renews(renews, caddy):
+    """Caddy has no renewal information; its certificates of 12 hours are renewed after six."""
+    renews(caddy, NAMES[0], "+5h", "+7h")
