@@ -126,7 +126,6 @@ def letsacme(tmp_path):
 def names(letsacme):
     """names(3, "alias") are fresh host names that nginx serves and the script can look up."""
     def make(count=1, kind="site", address="127.0.0.1"):
-        """That many names of one of nginx's kinds of sites."""
         made = [support.fresh_name(kind) for _ in range(count)]
         for name in made:
             letsacme.add_host(name, address)
@@ -151,7 +150,6 @@ def pebbles(nginx, tmp_path_factory):
     Equal options get the same Pebble.
     """
     def start(**options):
-        """A running Pebble with these options; see servers.Pebble."""
         return servers.Pebble(Path(tmp_path_factory.mktemp("pebble")), nginx.port, **options)
     with servers.kept(start) as start_once:
         yield start_once
@@ -175,7 +173,6 @@ def namespaces(tmp_path_factory):
         give_up("this needs namespaces, so root or the right to make them: " + refusal)
 
     def make(hosts):
-        """Namespaces with names for addresses."""
         lines = ["%s %s\n" % (address, name) for address in hosts for name in hosts[address]]
         made.append(servers.Namespaces(tmp_path_factory.mktemp("namespaces"), "".join(lines)))
         return made[-1]
@@ -190,7 +187,6 @@ def key(tmp_path_factory):
     folder = tmp_path_factory.mktemp("keys")
 
     def make(kind="p256", label="domain"):
-        """A key of one of the kinds in pki.KEYS; another label is another key."""
         path = folder / ("%s-%s.key" % (label, kind))
         return path if path.exists() else write_key(path, kind)
     return make
@@ -208,7 +204,6 @@ def csr(tmp_path, key):
     usual = key()
 
     def make(names=(), key=usual, **options):
-        """A CSR for names, by default with the usual domain key."""
         path = tmp_path / support.fresh_name("csr")
         return write_csr(path, names, key, **options)
     return make
@@ -218,7 +213,6 @@ def csr(tmp_path, key):
 def config(nginx, tmp_path):
     """config(names, **more) is the path of a config JSON with the document root of each name."""
     def make(names, **more):
-        """A config JSON; more are further keys."""
         path = tmp_path / (support.fresh_name("config") + ".json")
         roots = {name: {"DocumentRoot": str(nginx.root(name))} for name in names}
         path.write_text(json.dumps({**roots, **more}))
@@ -230,7 +224,6 @@ def config(nginx, tmp_path):
 def basics(account, csr, config):
     """basics(names) are the arguments of a plain run: a new account key, a CSR, a config JSON."""
     def make(names, **options):
-        """The arguments for these names; the options are those of csr."""
         return ["--account-key", account, "--csr", csr(names, **options),
                 "--config-json", config(names)]
     return make
@@ -240,7 +233,6 @@ def basics(account, csr, config):
 def run_inside(letsacme, account):
     """run_inside(ca, csr, ...) asks a CA in namespaces of its own for a certificate."""
     def run(ca, csr, *args, account=account, **options):
-        """A run of letsacme.py; nothing may be left of it in the challenge directory."""
         before = set(ca.challenges.iterdir())
         result = letsacme("--csr", csr, "--account-key", account, "--acme-dir", ca.challenges,
                           "--ca", ca.directory, *args, wrapper=ca.inside, **options,
@@ -254,7 +246,6 @@ def run_inside(letsacme, account):
 def renews(run_inside, csr, key, tmp_path):
     """renews(ca, name, early, late, ...): it renews a certificate at a late clock, not before."""
     def check(ca, name, early, late, *args):
-        """The first run and the renewal find the same account."""
         output, accounts = tmp_path / "fullchain.pem", set()
         for clock, status in (None, 0), (early, 3), (late, 0):
             result = run_inside(ca, csr([name]), "--renew", "--fullchain-file", output, *args,

@@ -57,7 +57,6 @@ def common_name(text):
 def alt_names(names):
     """The SubjectAltName of host names and addresses (as text), and of entries of other kinds."""
     def entry(name):
-        """One entry."""
         if isinstance(name, x509.GeneralName):
             return name
         try:

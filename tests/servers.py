@@ -109,7 +109,6 @@ def kept(start):
     running = {}
 
     def start_once(*args, **options):
-        """A running server."""
         key = json.dumps([args, options], sort_keys=True)
         if key not in running:
             running[key] = start(*args, **options)

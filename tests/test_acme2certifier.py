@@ -150,7 +150,6 @@ class Acme2certifier:
 def start(namespaces, tmp_path_factory):
     """start(form) is a CA, the same for the same form."""
     def make(form):
-        """A running CA."""
         inside = namespaces({"127.0.0.1": ["localhost", *NAMES, *OTHERS]})
         return Acme2certifier(tmp_path_factory.mktemp("ca"), inside, form)
     with kept(make) as start_once:

@@ -73,7 +73,6 @@ def test_a_signal_while_the_ca_is_silent(victim, stage, number):
 def test_signals_until_the_end(victim):
     """Impatience does not stop the cleaning up, nor change the status at the last moment."""
     def flood(handler, data):
-        """One signal each millisecond."""
         for number in itertools.cycle(SIGNALS):
             if victim.process.poll() is not None:
                 break
@@ -87,12 +86,10 @@ def test_signals_until_the_end(victim):
 def test_a_signal_between_two_looks(victim):
     """It ends while it sleeps, too."""
     def answer_first(handler, data):
-        """Deliver the answer, then strike."""
         handler.wfile.write(data)
         threading.Timer(0.3, os.kill, (victim.process.pid, signal.SIGTERM)).start()
 
     def fault(request, reply):
-        """Busy for long, and then a signal."""
         problem("rateLimited", 503, {"Retry-After": "100"})(request, reply)
         delivered(answer_first)(request, reply)
     assert victim.run({"order": fault}) == 128 + signal.SIGTERM

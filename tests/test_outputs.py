@@ -107,7 +107,6 @@ def test_in_place(trial, outputs):
 def user(trial):
     """A Trial as an ordinary user, whose directory `out` is; put(name, ...) is an old output."""
     def put(name, mode=0o644, uid=NOBODY, gid=NOBODY):
-        """Put an old output there."""
         path = trial.out / name
         path.write_bytes(OLD)
         os.chown(path, uid, gid)
@@ -176,7 +175,6 @@ def test_a_link_is_planted(in_place, user):
         os.chown(user.out, 0, 0)
 
     def plant(request, reply):
-        """Put it there when all has been looked at."""
         path.unlink()
         path.symlink_to(victim)
     run = {"args": {"--cert-file": path}, "wrapper": USER, "changed": ["out/cert"]}

@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 from urllib.parse import unquote
 
-import pki
 import pytest
 import support
 from pki import check_chain
@@ -183,7 +182,6 @@ def issue(site, account, csr, key):
     request = csr(site.names)
 
     def run(*args, **options):
-        """Runs the script; a certificate that it prints is checked."""
         options = {"ca": site.ca, **options}
         result = site.letsacme("--account-key", account, "--csr", request, *args, **options)
         if result.status == 0 and result.out:
@@ -273,22 +271,6 @@ def commands(text):
             for line in text.splitlines() if line.startswith("python3 letsacme.py")]
 
 
-def test_keys_and_requests(site, tmp_path):
-    """Steps 1 and 2: the commands make keys for their owner alone, and requests with the names."""
-    site.serve_root()
-    for text in below("1.", "sh") + below("2.", "sh"):
-        assert all("(umask 077;" in line for line in text.splitlines() if ".key)" in line)
-        site.shell(text.replace(" 4096", " 2048"), tmp_path)    # which are found sooner
-    request = pki.x509.load_pem_x509_csr((tmp_path / "domain.csr").read_bytes())
-    assert pki.names_of(request) == set(site.names)
-    result = site.letsacme("--account-key", "account.key", "--csr", "domain.csr", "--config-json",
-                           site.roots(), ca=site.ca, cwd=tmp_path)
-    assert result.status == 0, result.err
-    check_chain(result.out, site.names, tmp_path / "domain.key", site.ca.root)
-    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.glob("*.key")}
-    assert modes == {"account.key": 0o600, "domain.key": 0o600}
-
-
 def run_as_shown(site, line, folder):
     """Runs a command line of README.md, a dry run with the same CA, and judges what it gives."""
     line = [site.fill(word) for word in line]
@@ -322,21 +304,22 @@ def test_in_short(site, tmp_path):
     run_as_shown(site, top, tmp_path)
 
 
-def test_get_a_certificate(site, account, csr, key, tmp_path):
-    """Step 4: every command line."""
+def test_step_by_step(site, tmp_path):
+    """Steps 1, 2 and 4: keys for their owner alone, requests with the names, each command line."""
     site.serve_root()
-    folder = tmp_path / "letsacme"
-    folder.mkdir()
-    for source, name in ((account, "account.key"), (key(), "domain.key"),
-                         (csr(site.names), "domain.csr"), (site.roots(), "config.json")):
-        shutil.copy(source, folder / name)
+    for text in below("1.", "sh") + below("2.", "sh"):
+        assert all("(umask 077;" in line for line in text.splitlines() if ".key)" in line)
+        site.shell(text.replace(" 4096", " 2048"), tmp_path)    # which are found sooner
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.glob("*.key")}
+    assert modes == {"account.key": 0o600, "domain.key": 0o600}
+    shutil.copy(site.roots(), tmp_path / "config.json")
     challenges = site.root / ".well-known/acme-challenge"
     challenges.mkdir(parents=True)
     lines = commands("".join(below("4.", "sh")))
     assert len(lines) == 3
     for line in lines:
         run_as_shown(site, [word.replace("/var/www/challenges", str(challenges)) for word in line],
-                     folder)
+                     tmp_path)
 
 
 def test_configuration_keys(letsacme):
@@ -433,7 +416,6 @@ def cpanel(site, account, csr, key, tmp_path):
     env["PATH"] = support.search_path(programs, env["PATH"])
 
     def run(*command):
-        """What a command says, and with how many words uapi was called so far."""
         done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=folder)
         calls = (folder / "calls").read_text().splitlines() if (folder / "calls").exists() else []
         return done.stdout + done.stderr, [json.loads(call) for call in calls]

@@ -12,11 +12,9 @@ core = pytest.mark.core
 def raw(deliver):
     """An answer sent by a function of faults.py."""
     class Handler:
-        """As much of a handler as those functions need."""
         close_connection = False
 
     def answer(request, right):
-        """Send it, and leave nothing to werkzeug."""
         Handler.connection = request.environ["werkzeug.socket"]
         Handler.wfile = Handler.connection.makefile("wb", 0)
         deliver(Handler, b"")

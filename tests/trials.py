@@ -160,9 +160,7 @@ def site(trial, httpserver):
     of faults.py do, sends bytes in its own way.
     """
     def make(answer=lambda request, content: Response(content)):
-        """A site that gives this answer."""
         def serve(request):
-            """Read the file as a web server does."""
             return answer(request, (trial.challenges / request.path.split("/")[-1]).read_bytes())
         httpserver.expect_request(re.compile(WELL_KNOWN)).respond_with_handler(serve)
         for name in trial.names:
