@@ -24,15 +24,21 @@ class Victim:
         self.trial, self.before = trial, trials.snapshot(trial.site)
         self.process, self.ready = None, threading.Event()
 
-    def hit(self, *numbers, then=faults.stay_silent):
-        """A fault: send the signals while the run waits for an answer, which may never come."""
+    def hit(self, number, then=faults.stay_silent):
+        """A fault: send a signal while the run waits for an answer, which may never come."""
         def deliver(handler, data):
             self.ready.wait(60)
             time.sleep(0.1)                 # by then it waits
-            for number in numbers:
-                os.kill(self.process.pid, number)
+            os.kill(self.process.pid, number)
             then(handler, data)
         return delivered(deliver)
+
+    def ended(self, script, **options):
+        """Run against a CA with this script; return the status, and see that nothing is left."""
+        status = self.run(script, **options)
+        self.trial.judge(self.err, self.before)
+        assert not self.out
+        return status
 
     def run(self, script, **options):
         """Run against a CA with this script until the signal has ended it; return its status."""
@@ -47,12 +53,6 @@ class Victim:
         support.judge_words(self.err)
         return self.process.returncode
 
-    def leaves_nothing(self):
-        """No output, nothing printed, no challenge file."""
-        self.trial.judge(self.err, self.before)
-        assert not self.out
-        return True
-
 
 @pytest.fixture
 def victim(trial):
@@ -65,8 +65,7 @@ def victim(trial):
     pytest.param("order", signal.SIGINT, marks=core), ("certificate", signal.SIGHUP)])
 def test_a_signal_while_the_ca_is_silent(victim, stage, number):
     """It ends long before any timeout, at once."""
-    assert victim.run({stage: victim.hit(number)}) == 128 + number, victim.err
-    assert victim.leaves_nothing()
+    assert victim.ended({stage: victim.hit(number)}) == 128 + number, victim.err
 
 
 @core
@@ -78,9 +77,8 @@ def test_signals_until_the_end(victim):
                 break
             victim.process.send_signal(number)
             time.sleep(0.001)
-    status = victim.run({"order": victim.hit(signal.SIGTERM, then=flood)})
+    status = victim.ended({"order": victim.hit(signal.SIGTERM, then=flood)})
     assert status in [128 + number for number in SIGNALS]
-    assert victim.leaves_nothing()
 
 
 def test_a_signal_between_two_looks(victim):
@@ -92,8 +90,7 @@ def test_a_signal_between_two_looks(victim):
     def fault(request, reply):
         problem("rateLimited", 503, {"Retry-After": "100"})(request, reply)
         delivered(answer_first)(request, reply)
-    assert victim.run({"order": fault}) == 128 + signal.SIGTERM
-    assert victim.leaves_nothing()
+    assert victim.ended({"order": fault}) == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("number, whom", [
@@ -109,8 +106,7 @@ def test_a_signal_while_openssl_works(victim, tmp_path, number, whom):
         """.format(count=tmp_path / "count", number=number, whom=whom)
     (tmp_path / "count").touch()
     env = support.fake_openssl(tmp_path / "bin", script)
-    assert victim.run({}, env=env) == 128 + number, victim.err
-    assert victim.leaves_nothing()
+    assert victim.ended({}, env=env) == 128 + number, victim.err
 
 
 def test_nohup(victim):

@@ -141,29 +141,29 @@ def test_owner_and_group_that_cannot_be_given(user):
 
 
 @as_root
-def test_root_without_its_powers(user):
-    """A service manager may have taken them away: then root cannot give files away either."""
+@pytest.mark.parametrize("wrapper, folder, mode, ids", [
+    (support.UNPRIVILEGED, 0o755, 0o660, (0, STAFF)), (USER, 0o1777, 0o666, (0, 0))],
+    ids=["root without its powers", "another's file in a sticky folder"])
+def test_overwritten(wrapper, folder, mode, ids, user):
+    """A service manager may have taken root's powers away: then it cannot give files away either;
+    and a sticky folder does not let others replace what is in it."""
     for path in (user.out, user.challenges):
         os.chown(path, 0, 0)
-    path = user.put("cert", 0o660, 0, STAFF)
-    result = user.works(args={"--cert-file": path}, wrapper=support.UNPRIVILEGED,
-                        changed=["out/cert"])
-    assert path.stat().st_gid == STAFF and warned_of(result, path)
+    user.out.chmod(folder)
+    user.challenges.chmod(0o777)
+    path = user.put("cert", mode, *ids)
+    result = user.works(args={"--cert-file": path}, wrapper=wrapper, changed=["out/cert"])
+    new = path.stat()
+    assert (new.st_mode & 0o777, new.st_uid, new.st_gid) == (mode, *ids) and warned_of(result, path)
 
 
 @as_root
-@pytest.mark.parametrize("mode", [0o644, 0o666], ids=oct)
-def test_sticky_directory(mode, user):
-    """Nobody else's file can be replaced there: it is overwritten, or nothing is done at all."""
+def test_not_even_overwritten(user):
+    """Nothing is done at all where one output cannot be written."""
     os.chown(user.out, 0, 0)
     user.out.chmod(0o1777)
-    mine, other = user.put("cert"), user.put("chain", mode, 0, 0)
-    run = {"args": {"--cert-file": mine, "--chain-file": other}, "wrapper": USER}
-    if mode == 0o666:
-        user.works(changed=["out/cert", "out/chain"], **run)
-        assert OLD not in (mine.read_bytes(), other.read_bytes()) and other.stat().st_uid == 0
-    else:
-        user.refused(str(other), **run)
+    args = {"--cert-file": user.put("cert"), "--chain-file": user.put("chain", 0o644, 0, 0)}
+    user.refused("/chain", args=args, wrapper=USER)
 
 
 @as_root

@@ -13,7 +13,7 @@ import pki
 import pytest
 from pki import check_chain, load_chain
 from servers import has_ipv6
-from support import fake_openssl, fresh_name
+from support import fake_openssl
 from trials import error_of
 
 core = pytest.mark.core
@@ -25,19 +25,16 @@ def no_challenges_left(nginx, hosts):
     return not any(path.is_file() for host in hosts for path in nginx.root(host).rglob("*"))
 
 
-def count(ca, path):
-    """How often a Pebble was asked for something."""
-    return sum(request.endswith(path) for request in ca.requests)
-
-
 @pytest.fixture
-def issue(letsacme, nginx, account, csr):
-    """issue(ca, names, ...) asks for a certificate, with the challenge directory that is shared."""
-    def start(ca, names, *args, **options):
-        result = letsacme("--csr", csr(names), "--account-key", account, "--acme-dir",
-                          nginx.challenges, *args, ca=ca, **options)
-        assert not list(nginx.challenges.iterdir())
-        return result
+def issue(letsacme, basics, nginx, key):
+    """issue(ca, names, ...) gets a certificate; it gives that with its chain, and the log."""
+    usual = key()
+
+    def start(ca, hosts, *args, domain_key=usual, **options):
+        result = letsacme(*basics(hosts, key=domain_key), *args, ca=ca, **options)
+        assert result.status == 0, result.err
+        assert no_challenges_left(nginx, hosts)
+        return check_chain(result.out, hosts, domain_key, ca.root), result.err
     return start
 
 
@@ -144,50 +141,38 @@ def test_dry_run(letsacme, basics, pebble, names, key):
 # --- keys and requests ----------------------------------------------------------------------------
 
 @pytest.mark.parametrize("account_key, domain_key", [
-    ("openssl ecparam -genkey -name prime256v1 > account.key", "rsa2048"),
-    ("openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-384 -out account.key", "p384")])
-def test_keys(account_key, domain_key, letsacme, pebble, names, csr, config, key):
+    ("ecparam -genkey -name prime256v1 -out account.key", "rsa2048"),
+    ("genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-384 -out account.key", "p384")])
+def test_keys(account_key, domain_key, issue, account, pebble, names, key):
     """Account and domain keys of each kind, as openssl makes them (see above for RSA)."""
-    subprocess.run(["sh", "-c", account_key], cwd=letsacme.folder, check=True, capture_output=True)
-    hosts = names(2)
-    result = letsacme("--account-key", "account.key", "--csr", csr(hosts, key=key(domain_key)),
-                      "--config-json", config(hosts), ca=pebble)
-    assert result.status == 0, result.err
-    check_chain(result.out, hosts, key(domain_key), pebble.root)
+    subprocess.run(["openssl", *account_key.split()], cwd=account.parent, check=True,
+                   capture_output=True)
+    issue(pebble, names(2), domain_key=key(domain_key))
 
 
-def test_capitals_and_punycode(letsacme, basics, pebble, names, csr, nginx, key):
+def test_capitals_and_punycode(letsacme, issue, pebble, names, csr, nginx):
     """Names are compared without case, in the CSR and in the configuration."""
     one, two = names(2)
     hosts = [one, two.upper(), "xn--bcher-kva." + one]
     letsacme.add_host(hosts[2])
     roots = {name: {"DocumentRoot": str(nginx.root(name.lower()))}
              for name in (one.upper(), two, hosts[2])}
-    request = csr(hosts, cn=one.upper(), critical=True)
-    result = letsacme(*basics([one]), "--csr", request, "--config-json", json.dumps(roots),
-                      ca=pebble)
-    assert result.status == 0, result.err
-    check_chain(result.out, hosts, key(), pebble.root)
+    issue(pebble, hosts, "--csr", csr(hosts, cn=one.upper(), critical=True), "--config-json",
+          json.dumps(roots))
 
 
-def test_name_that_the_ca_refuses(issue, pebble):
+def test_name_that_the_ca_refuses(letsacme, basics, pebble):
     """What the CA does not want to order is reported; Pebble wants no underscore."""
-    assert "malformed" in error_of(issue(pebble, ["a_b.site.example"]))
+    assert "malformed" in error_of(letsacme(*basics(["a_b.site.example"]), ca=pebble))
 
 
-def test_hundred_names(letsacme, basics, pebble, csr, config, nginx, key):
+def test_hundred_names(issue, pebble, names):
     """As many names as Let's Encrypt allows, each with a document root of its own."""
-    hosts = [fresh_name("site") for _ in range(99)]
-    for host in hosts:
-        letsacme.add_host(host)
-    hosts.append("127.0.0.1")  # nss_wrapper's table of names has no room for a hundredth
-    result = letsacme(*basics(hosts), ca=pebble)
-    assert result.status == 0, result.err
-    check_chain(result.out, hosts, key(), pebble.root)
-    assert no_challenges_left(nginx, hosts)
+    # nss_wrapper's table of names has no room for a hundredth.
+    issue(pebble, [*names(99), "127.0.0.1"])
 
 
-def test_addresses(letsacme, pebble, nginx, names, basics, config, key):
+def test_addresses(issue, pebble, nginx, names, config):
     """Addresses are proved beside names, each in a document root of its own."""
     if not has_ipv6():
         (pytest.fail if os.environ.get("CI") else pytest.skip)("this machine has no IPv6 loopback")
@@ -196,9 +181,7 @@ def test_addresses(letsacme, pebble, nginx, names, basics, config, key):
     roots = {ip: {"DocumentRoot": str(nginx.root("[%s]" % ip if ":" in ip else ip))}
              for ip in wanted[1:]}
     seen = len((nginx.folder / "access.log").read_text())
-    result = letsacme(*basics(wanted), "--config-json", config(wanted[:1], **roots), ca=pebble)
-    assert result.status == 0, result.err
-    check_chain(result.out, wanted, key(), pebble.root)
+    issue(pebble, wanted, "--config-json", config(wanted[:1], **roots))
     log = (nginx.folder / "access.log").read_text()[seen:]
     for ip in roots:  # the script's own check and the CA's
         assert re.search("^%s .* 200 .*letsacme/" % ip, log, re.MULTILINE)
@@ -212,34 +195,25 @@ def test_addresses(letsacme, pebble, nginx, names, basics, config, key):
      "PEBBLE_ALTERNATE_ROOTS": 2},
     {"PEBBLE_AUTHZREUSE": 100, "PEBBLE_VA_NOSLEEP": 0, "PEBBLE_VA_SLEEPTIME": 1,
      "retryAfter": {"authz": 1, "order": 1}}], ids=["odd", "slow"])
-def test_manners_of_the_ca(options, letsacme, basics, pebbles, names, nginx, key):
+def test_manners_of_the_ca(options, issue, pebbles, names):
     """First with a new account and then with the known one, whatever the CA's ways."""
-    pebble = pebbles(**options)
-    hosts = names(3)
-    arguments = basics(hosts)
-    accounts = []
+    pebble, hosts, accounts = pebbles(**options), names(3), []
     for _ in range(2):
         served = len(pebble.requests)
-        result = letsacme(*arguments, ca=pebble)
-        assert result.status == 0, result.err
-        chain = check_chain(result.out, hosts, key(), pebble.root)
+        chain, log = issue(pebble, hosts)
         assert len(chain) == 1 + options.get("PEBBLE_CHAIN_LENGTH", 1)
-        accounts += re.findall(r"https://[\w:]+/my-account/\w+", result.err)
-        assert no_challenges_left(nginx, hosts)
+        accounts += re.findall(r"https://[\w:]+/my-account/\w+", log)
     assert len(accounts) == 2 and accounts[0] == accounts[1]
     proofs = [request for request in pebble.requests[served:] if "/chalZ/" in request]
     assert bool(proofs) == (options.get("PEBBLE_AUTHZREUSE") != 100)
 
 
-def test_profile(issue, pebbles, names, key):
+def test_profile(issue, pebbles, names):
     """The certificate lives as long as the profile says."""
     ca = pebbles(profiles={"classic": {"description": "90 days", "validityPeriod": 7776000},
                            "shortlived": {"description": "six days", "validityPeriod": 518400}},
                  **PLAIN)
-    wanted = names(1, "alias")
-    result = issue(ca, wanted, "--profile", "shortlived")
-    assert result.status == 0, result.err
-    certificate = check_chain(result.out, wanted, key(), ca.root)[0]
+    (certificate, _), _ = issue(ca, names(), "--profile", "shortlived")
     lifetime = certificate.not_valid_after_utc - certificate.not_valid_before_utc
     assert abs(lifetime.total_seconds() - 518400) < 60
 
@@ -258,33 +232,30 @@ def eab_pebble(pebbles):
                    externalAccountMACKeys={"kid-1": MAC_KEY.rstrip("=")}, **PLAIN)
 
 
-def test_external_account(issue, eab_pebble, names, key):
+def test_external_account(issue, eab_pebble, names):
     """The right pair makes an account; a second run finds that and does not use the pair again."""
-    wanted, accounts = names(1, "alias"), set()
+    hosts, accounts = names(), set()
     for requests, mac_key in (2, MAC_KEY), (1, MAC_KEY.rstrip("=")):
-        before = count(eab_pebble, "/sign-me-up")
+        before = eab_pebble.requests.count("POST /sign-me-up")
         # A key that starts with "-" needs the form with "=".
-        result = issue(eab_pebble, wanted, "--eab-kid", "kid-1", "--eab-hmac-key=" + mac_key)
-        assert result.status == 0, result.err
-        accounts.update(re.findall("https://.*/my-account/[0-9a-f]+", result.err))
-        assert count(eab_pebble, "/sign-me-up") - before == requests
-        check_chain(result.out, wanted, key(), eab_pebble.root)
+        _, log = issue(eab_pebble, hosts, "--eab-kid", "kid-1", "--eab-hmac-key=" + mac_key)
+        accounts.update(re.findall("https://.*/my-account/[0-9a-f]+", log))
+        assert eab_pebble.requests.count("POST /sign-me-up") - before == requests
     assert len(accounts) == 1
 
 
 def test_external_account_key_is_hidden(issue, eab_pebble, names, config, tmp_path):
     """A key in the config JSON is on no command line, neither the script's nor openssl's."""
-    log = tmp_path / "commands"
+    log, hosts = tmp_path / "commands", names()
     witness = "{ tr '\\0' '\\n' < /proc/$PPID/cmdline; printf '%%s\\n' \"$0\" \"$@\"; } >> %s\n" \
         'exec $real "$@"' % shlex.quote(str(log))
-    result = issue(eab_pebble, names(1, "alias"), "--config-json",
-                   config([], EabKid="kid-1", EabHmacKey=MAC_KEY),
-                   env=fake_openssl(tmp_path / "b", witness))
-    assert result.status == 0, result.err
+    _, said = issue(eab_pebble, hosts, "--config-json",
+                    config(hosts, EabKid="kid-1", EabHmacKey=MAC_KEY),
+                    env=fake_openssl(tmp_path / "b", witness))
     seen = log.read_text()
     assert "letsacme.py" in seen and "-sign" in seen
     for form in (MAC_KEY.rstrip("="), SECRET.hex(), base64.b64encode(SECRET).decode().rstrip("=")):
-        assert form not in seen + result.err + result.out
+        assert form not in seen + said
 
 
 # --- what goes wrong ------------------------------------------------------------------------------
