@@ -17,31 +17,26 @@ core = pytest.mark.core
 
 # ---- Inputs
 
-STATUS = {"--account-key": 1, "--csr": 1, "--config-json": 2}
+def holding(content):
+    """A function that makes such a file."""
+    return lambda path: path.write_bytes(content)
 
 
-@pytest.mark.parametrize("option, content, said", [
-    ("--account-key", trials.OLD, "private key"),
-    ("--account-key", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", ""),
-    ("--csr", trials.OLD, "CERTIFICATE"), ("--csr", bytes(range(256)) * 40, ""),
-    ("--csr", b"-----BEGIN CERTIFICATE REQUEST-----\nMII", ""),
-    ("--config-json", bytes(range(256)) * 40, ""), ("--config-json", b"", ""),
-    pytest.param("--config-json", b"[" * 200000, "", marks=core)],
-    ids=["certificate", "no key", "certificate", "binary", "half", "binary", "empty", "deep"])
-def test_an_input_holds_nonsense(trial, tmp_path, option, content, said):
+@pytest.mark.parametrize("option, make, said", [
+    ("--account-key", lambda path: None, ""), ("--csr", lambda path: path.mkdir(), ""),
+    ("--config-json", lambda path: path.touch(0), ""),
+    ("--account-key", holding(trials.OLD), "private key"),
+    ("--csr", holding(trials.OLD), "CERTIFICATE"), ("--csr", holding(bytes(range(256))), ""),
+    ("--csr", holding(b"-----BEGIN CERTIFICATE REQUEST-----\nMII"), ""),
+    ("--config-json", holding(bytes(range(256))), ""), ("--config-json", holding(b""), ""),
+    pytest.param("--config-json", holding(b"[" * 200000), "", marks=core)],
+    ids=["missing", "directory", "locked", "certificate", "certificate", "binary", "half", "binary",
+         "empty", "deep"])
+def test_an_input_is_no_good(trial, tmp_path, option, make, said):
     """The error names the file, and says what it is or what it is to be."""
-    (tmp_path / "nonsense").write_bytes(content)
-    trial.refused("nonsense", said, status=STATUS[option], args={option: tmp_path / "nonsense"})
-
-
-@pytest.mark.parametrize("option, make", [
-    ("--account-key", lambda path: None), ("--csr", lambda path: path.mkdir()),
-    ("--config-json", lambda path: path.touch(0))], ids=["missing", "directory", "locked"])
-def test_an_input_is_no_good_file(trial, tmp_path, option, make):
-    """The same where there is no file, or none to be read."""
     make(tmp_path / "input")
-    trial.refused("input", status=STATUS[option], args={option: tmp_path / "input"},
-                  wrapper=UNPRIVILEGED)
+    trial.refused("input", said, status=2 if option == "--config-json" else 1,
+                  args={option: tmp_path / "input"}, wrapper=UNPRIVILEGED)
 
 
 def test_an_input_never_ends(trial, tmp_path):

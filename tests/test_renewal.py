@@ -53,21 +53,12 @@ def lifetime_of(certificate):
 
 # ---- When it is due, in this process
 
-class InformedCA:
+def informed(information, status=200):
     """A CA that gives this renewal information, or has none."""
-
-    def __init__(self, information, status=200):
-        self.body, self.status, self.asked = information, status, []
-
-    def directory(self):
-        """Where the information is."""
-        return {} if self.body is None else {"renewalInfo": "https://ca.example/info"}
-
-    def ask(self, url, method):
-        """The information."""
-        self.asked.append(url)
-        response = SimpleNamespace(status=self.status, headers=email.message.Message())
-        return script.read_answer(url, response, self.body.encode())
+    response = SimpleNamespace(status=status, headers=email.message.Message())
+    return SimpleNamespace(
+        directory=lambda: {} if information is None else {"renewalInfo": "https://ca.example/info"},
+        ask=lambda url, method: script.read_answer(url, response, information.encode()))
 
 
 @pytest.fixture
@@ -78,7 +69,7 @@ def decide(monkeypatch, capfd):
     def make(certificate, *information, names=NAMES, public=None, outputs=()):
         [old] = script.read_certificates(pki.pem(certificate), "old")
         request = SimpleNamespace(names=dict.fromkeys(names), public_key=public or old.public_key)
-        due = script.is_due(InformedCA(*information), request, old, dict(outputs))
+        due = script.is_due(informed(*information), request, old, dict(outputs))
         said = capfd.readouterr().err
         moment = moment_in(said) if " GMT" in said else None
         return due, moment, bool(re.search("^W: .*renewal", said, re.M))
