@@ -5,9 +5,10 @@ makes keys and certificates, scripted_ca.py is a CA that breaks as faults.py tel
 has letsacme.py run against that and judges it.
 
 The tests, by what they are about:
-  in this process, or nearly (marked quick)  test_parsing, test_usage, test_budget
+  in this process, or nearly (marked quick)  test_parsing, test_fuzz, test_usage, test_words,
+                                             test_budget
   real CAs and web servers                   test_pebble, test_caddy, test_acme2certifier
-  the scripted CA                            test_network, test_protocol, test_lies
+  the scripted CA                            test_network, test_protocol, test_ways, test_lies
   this machine                               test_files, test_outputs, test_openssl, test_site,
                                              test_crashes
   renewal                                    test_renewal

@@ -8,18 +8,17 @@ from pathlib import Path
 import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 DER, PEM = serialization.Encoding.DER, serialization.Encoding.PEM
 PLAIN, PASSWORD = serialization.NoEncryption(), serialization.BestAvailableEncryption(b"password")
 KEYS = {
-    **{"rsa%d" % size: lambda size=size: rsa.generate_private_key(65537, size)
-       for size in (1024, 2048)},
+    **{name: lambda size=size: rsa.generate_private_key(65537, size)
+       for name, size in (("rsa1024", 1024), ("rsa2048", 2048), ("encrypted-old", 2048))},
     **{name: lambda curve=curve: ec.generate_private_key(curve()) for name, curve in (
         ("p256", ec.SECP256R1), ("p384", ec.SECP384R1), ("p521", ec.SECP521R1),
-        ("bitcoin", ec.SECP256K1), ("encrypted", ec.SECP256R1))},
-    "encrypted-old": lambda: rsa.generate_private_key(65537, 2048),
-    "ed25519": ed25519.Ed25519PrivateKey.generate, "ed448": ed448.Ed448PrivateKey.generate,
+        ("encrypted", ec.SECP256R1))},
+    "ed25519": ed25519.Ed25519PrivateKey.generate,
 }
 
 
