@@ -126,10 +126,10 @@ def letsacme(tmp_path):
 @pytest.fixture
 def names(letsacme):
     """names(3, "alias") are fresh host names that nginx serves and the script can look up."""
-    def make(count=1, kind="site", address="127.0.0.1"):
+    def make(count=1, kind="site"):
         made = [support.fresh_name(kind) for _ in range(count)]
         for name in made:
-            letsacme.add_host(name, address)
+            letsacme.add_host(name)
         return made
     return make
 

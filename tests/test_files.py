@@ -46,14 +46,6 @@ def test_an_input_never_ends(trial, tmp_path):
     trial.refused(args={"--csr": tmp_path / "pipe"}, waits={"LONGEST_RUN": 1})
 
 
-def test_names_in_capitals_and_twice(trial, csr):
-    """They are ordered once, as the CSR spells them."""
-    path = csr(["WWW.Site.EXAMPLE", "www.site.example", "site.example"], cn="SITE.example")
-    order = trial.works(args={"--csr": path}).ca.orders[0]
-    names = {each["value"].lower(): each["value"] for each in order["identifiers"]}
-    assert len(order["identifiers"]) == len(names) == 2 and "site.example" in names.values()
-
-
 # ---- Challenge directories
 
 @pytest.mark.parametrize("mode, path, said", [

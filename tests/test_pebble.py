@@ -14,7 +14,6 @@ import pytest
 from pki import check_chain, load_chain
 from servers import has_ipv6
 from support import fake_openssl
-from trials import error_of
 
 core = pytest.mark.core
 PLAIN = {"PEBBLE_WFE_NONCEREJECT": 0, "keyAlgorithm": "ecdsa"}  # requests can be counted
@@ -159,11 +158,6 @@ def test_capitals_and_punycode(letsacme, issue, pebble, names, csr, nginx):
           json.dumps(roots))
 
 
-def test_name_that_the_ca_refuses(letsacme, basics, pebble):
-    """What the CA does not want to order is reported; Pebble wants no underscore."""
-    assert "malformed" in error_of(letsacme(*basics(["a_b.site.example"]), ca=pebble))
-
-
 def test_hundred_names(issue, pebble, names):
     """As many names as Let's Encrypt allows, each with a document root of its own."""
     # nss_wrapper's table of names has no room for a hundredth.
@@ -223,51 +217,28 @@ MAC_KEY = base64.urlsafe_b64encode(SECRET).decode()
 assert MAC_KEY.startswith("-_") and MAC_KEY.endswith("==")  # all that base64url can have
 
 
-@pytest.fixture
-def eab_pebble(pebbles):
-    """A Pebble that wants an external account."""
-    return pebbles(externalAccountBindingRequired=True,
-                   externalAccountMACKeys={"kid-1": MAC_KEY.rstrip("=")}, **PLAIN)
+def test_external_account(issue, pebbles, names, config, tmp_path):
+    """The right pair makes an account; a second run finds that and does not use the pair again.
 
-
-def test_external_account(issue, eab_pebble, names):
-    """The right pair makes an account; a second run finds that and does not use the pair again."""
-    hosts, accounts = names(), set()
-    for requests, mac_key in (2, MAC_KEY), (1, MAC_KEY.rstrip("=")):
-        before = eab_pebble.requests.count("POST /sign-me-up")
-        # A key that starts with "-" needs the form with "=".
-        _, log = issue(eab_pebble, hosts, "--eab-kid", "kid-1", "--eab-hmac-key=" + mac_key)
-        accounts.update(re.findall("https://.*/my-account/[0-9a-f]+", log))
-        assert eab_pebble.requests.count("POST /sign-me-up") - before == requests
-    assert len(accounts) == 1
-
-
-def test_external_account_key_is_hidden(issue, eab_pebble, names, config, tmp_path):
-    """A key in the config JSON is on no command line, neither the script's nor openssl's."""
-    log, hosts = tmp_path / "commands", names()
+    A key in the config JSON is on no command line, neither the script's nor openssl's.
+    """
+    pebble = pebbles(externalAccountBindingRequired=True,
+                     externalAccountMACKeys={"kid-1": MAC_KEY.rstrip("=")}, **PLAIN)
+    hosts, accounts, log = names(), [], tmp_path / "commands"
     witness = "{ tr '\\0' '\\n' < /proc/$PPID/cmdline; printf '%%s\\n' \"$0\" \"$@\"; } >> %s\n" \
         'exec $real "$@"' % shlex.quote(str(log))
-    _, said = issue(eab_pebble, hosts, "--config-json",
-                    config(hosts, EabKid="kid-1", EabHmacKey=MAC_KEY),
-                    env=fake_openssl(tmp_path / "b", witness))
+    file = config(hosts, EabKid="kid-1", EabHmacKey=MAC_KEY)
+    # A key that starts with "-" needs the form with "=".
+    for requests, given, env in (
+            (2, ["--config-json", file], fake_openssl(tmp_path / "b", witness)),
+            (1, ["--eab-kid", "kid-1", "--eab-hmac-key=" + MAC_KEY.rstrip("=")], {})):
+        before = pebble.requests.count("POST /sign-me-up")
+        _, said = issue(pebble, hosts, *given, env=env)
+        accounts += re.findall("https://.*/my-account/[0-9a-f]+", said)
+        assert pebble.requests.count("POST /sign-me-up") - before == requests
+        assert MAC_KEY.rstrip("=") not in said
+    assert len(accounts) == 2 and accounts[0] == accounts[1]
     seen = log.read_text()
     assert "letsacme.py" in seen and "-sign" in seen
     for form in (MAC_KEY.rstrip("="), SECRET.hex(), base64.b64encode(SECRET).decode().rstrip("=")):
-        assert form not in seen + said
-
-
-# --- what goes wrong ------------------------------------------------------------------------------
-
-def test_failed_validation(letsacme, basics, pebble, names, nginx, tmp_path):
-    """Each name that the CA could not verify is told with the CA's reason."""
-    host, *lost = names(3)
-    (tmp_path / "elsewhere").mkdir()
-    config = {name: {"AcmeDir": str(tmp_path / "elsewhere")} for name in lost}
-    config[host] = {"DocumentRoot": str(nginx.root(host))}
-    result = letsacme(*basics([host, *lost]), "--config-json", json.dumps(config),
-                      "--disable-check", ca=pebble)
-    assert result.status == 1
-    for name in lost:
-        assert re.search("^E: .*%s: .*404" % re.escape(name), result.err, re.M)
-    assert not re.search("^E: .*%s" % re.escape(host), result.err, re.M)
-    assert not list((tmp_path / "elsewhere").iterdir()) and no_challenges_left(nginx, [host])
+        assert form not in seen

@@ -1,4 +1,4 @@
-"""What lies between: the site that serves the challenge files, the name server, the clock."""
+"""What lies between: the site that serves the challenge files, and the name server."""
 import faults
 import pytest
 import trials
@@ -89,12 +89,3 @@ def test_the_ca_has_no_address(trial):
     assert "https://ca.invalid/directory: " in trials.error_of(result)
     assert result.err.count("W: ") == 1
     trial.judge(result.err, before)
-
-
-# ---- The clock
-
-@core
-def test_the_clock_is_wrong(trial):
-    """The CA's own certificate seems to be of another time: that is final."""
-    result = trial.fails(None, "certificate", clock="-10y")
-    assert result.ca.connections == 1
