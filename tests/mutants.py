@@ -138,6 +138,7 @@ MUTANTS = [
      "test_outputs in_one_step"),
     ("a link is followed by an overwriting", " | os.O_NOFOLLOW", "", "test_outputs planted"),
     ("a longer output keeps its end", "        file.truncate()\n", "", "test_outputs in_place"),
+    ("a mounted file is replaced", " or is_mounted(path)", "", "test_outputs mounted"),
     ("anything is overwritten", "CERTIFICATES.fullmatch(read_file(path))", "True",
      "test_outputs refused"),
     ("two outputs may be one", "path not in outputs.values()", "True", "test_outputs refused"),

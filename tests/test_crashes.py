@@ -169,8 +169,10 @@ class Renewal:
             path.write_bytes(content)
         code = AT_A_MOMENT.format(folder=str(support.SCRIPT.parent), constants=trials.WAITS,
                                   words=words, end=moment, signal=int(number))
-        command = [*support.interpreter().command, "-c", code, *map(str, self.trial.arguments())]
-        result = subprocess.run(command + ["--ca", ca.directory], stdin=subprocess.DEVNULL,
+        # A signal may come just before a connection is closed, which is then left to the system.
+        command = [*support.interpreter().command, "-W", "ignore::ResourceWarning", "-c", code]
+        command += [*map(str, self.trial.arguments()), "--ca", ca.directory]
+        result = subprocess.run(command, stdin=subprocess.DEVNULL,
                                 env=self.trial.letsacme.environment(ca), cwd=self.trial.folder,
                                 capture_output=True, text=True, timeout=60)
         return result.returncode, result.stdout, result.stderr

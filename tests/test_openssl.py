@@ -46,7 +46,7 @@ def test_openssl_hangs(trial, tmp_path):
     pids, survivors = tmp_path / "pids", []
     script = "echo $$ >> %s\ntrap '' TERM\nwhile :; do sleep 0.1; done" % pids
     try:
-        trial.fails(None, waits={"LONGEST_RUN": 1}, env=fake_openssl(tmp_path / "bin", script))
+        trial.fails(None, waits={"LONGEST_RUN": 1.5}, env=fake_openssl(tmp_path / "bin", script))
     finally:
         for pid in pids.read_text().split():
             with contextlib.suppress(ProcessLookupError):

@@ -103,6 +103,16 @@ def test_in_place(trial, outputs):
     assert all(warned_of(result, path) for path in files)
 
 
+def test_a_mounted_file(trial):
+    """As in a container: nothing can take its place, so it is overwritten."""
+    path = trial.site / "my cert.pem"
+    path.write_bytes(OLD)
+    script = 'mount --bind "$1" "$1" && shift && "$@"'
+    result = trial.works(args={"--cert-file": path}, changed=[path.name],
+                         wrapper=trials.OWN_MOUNTS + support.shell(script, path))
+    assert warned_of(result, path) and not warned_of(result, trial.chain)
+
+
 @pytest.fixture
 def user(trial):
     """A Trial as an ordinary user, whose directory `out` is; put(name, ...) is an old output."""
