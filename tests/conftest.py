@@ -5,9 +5,10 @@ makes keys and certificates, scripted_ca.py is a CA that breaks as faults.py tel
 has letsacme.py run against that and judges it.
 
 The tests, by what they are about:
-  in this process, or nearly (marked quick)  test_parsing, test_usage, test_budget
+  in this process, or nearly (marked quick)  test_parsing, test_fuzz, test_usage, test_words,
+                                             test_budget
   real CAs and web servers                   test_pebble, test_caddy, test_acme2certifier
-  the scripted CA                            test_network, test_protocol, test_lies
+  the scripted CA                            test_network, test_protocol, test_ways, test_lies
   this machine                               test_files, test_outputs, test_openssl, test_site,
                                              test_crashes
   renewal                                    test_renewal
@@ -19,6 +20,7 @@ import collections
 import contextlib
 import json
 import os
+import re
 import signal
 import tempfile
 from pathlib import Path
@@ -26,7 +28,7 @@ from pathlib import Path
 import pytest
 import servers
 import support
-from pki import write_csr, write_key
+from pki import check_chain, write_csr, write_key
 from trials import site, trial  # noqa: F401
 
 
@@ -64,8 +66,10 @@ def pytest_generate_tests(metafunc):
                              indirect=True, scope="session")
 
 
-# These run in pytest's own Python, or look at what is the same under every Python.
-ONCE = "test_parsing", "test_fuzz", "test_budget", "test_readme", "test_words"
+# These files and tests run in pytest's own Python, or look at what is the same under every Python:
+# a document, or the ways of a CA.
+ONCE = {"test_parsing", "test_fuzz", "test_budget", "test_readme", "test_words", "test_caddy",
+        "test_acme2certifier", "test_hundred_names", "test_manners_of_the_ca", "test_keys"}
 
 
 def pytest_collection_modifyitems(config, items):
@@ -76,7 +80,7 @@ def pytest_collection_modifyitems(config, items):
         params = item.callspec.params if hasattr(item, "callspec") else {}
         python = params.get("python", first)
         item.user_properties.append(("python", python.word))
-        once = item.module.__name__ in ONCE and python is not last
+        once = ONCE & {item.module.__name__, item.originalname} and python is not last
         fits = (python in (first, last) and not once) or item.get_closest_marker("core")
         (chosen if fits else others).append(item)
     items[:] = chosen
@@ -122,11 +126,10 @@ def letsacme(tmp_path):
 @pytest.fixture
 def names(letsacme):
     """names(3, "alias") are fresh host names that nginx serves and the script can look up."""
-    def make(count=1, kind="site", address="127.0.0.1"):
-        """That many names of one of nginx's kinds of sites."""
+    def make(count=1, kind="site"):
         made = [support.fresh_name(kind) for _ in range(count)]
         for name in made:
-            letsacme.add_host(name, address)
+            letsacme.add_host(name)
         return made
     return make
 
@@ -148,7 +151,6 @@ def pebbles(nginx, tmp_path_factory):
     Equal options get the same Pebble.
     """
     def start(**options):
-        """A running Pebble with these options; see servers.Pebble."""
         return servers.Pebble(Path(tmp_path_factory.mktemp("pebble")), nginx.port, **options)
     with servers.kept(start) as start_once:
         yield start_once
@@ -172,7 +174,6 @@ def namespaces(tmp_path_factory):
         give_up("this needs namespaces, so root or the right to make them: " + refusal)
 
     def make(hosts):
-        """Namespaces with names for addresses."""
         lines = ["%s %s\n" % (address, name) for address in hosts for name in hosts[address]]
         made.append(servers.Namespaces(tmp_path_factory.mktemp("namespaces"), "".join(lines)))
         return made[-1]
@@ -187,7 +188,6 @@ def key(tmp_path_factory):
     folder = tmp_path_factory.mktemp("keys")
 
     def make(kind="p256", label="domain"):
-        """A key of one of the kinds in pki.KEYS; another label is another key."""
         path = folder / ("%s-%s.key" % (label, kind))
         return path if path.exists() else write_key(path, kind)
     return make
@@ -205,7 +205,6 @@ def csr(tmp_path, key):
     usual = key()
 
     def make(names=(), key=usual, **options):
-        """A CSR for names, by default with the usual domain key."""
         path = tmp_path / support.fresh_name("csr")
         return write_csr(path, names, key, **options)
     return make
@@ -215,7 +214,6 @@ def csr(tmp_path, key):
 def config(nginx, tmp_path):
     """config(names, **more) is the path of a config JSON with the document root of each name."""
     def make(names, **more):
-        """A config JSON; more are further keys."""
         path = tmp_path / (support.fresh_name("config") + ".json")
         roots = {name: {"DocumentRoot": str(nginx.root(name))} for name in names}
         path.write_text(json.dumps({**roots, **more}))
@@ -227,7 +225,34 @@ def config(nginx, tmp_path):
 def basics(account, csr, config):
     """basics(names) are the arguments of a plain run: a new account key, a CSR, a config JSON."""
     def make(names, **options):
-        """The arguments for these names; the options are those of csr."""
         return ["--account-key", account, "--csr", csr(names, **options),
                 "--config-json", config(names)]
     return make
+
+
+@pytest.fixture
+def run_inside(letsacme, account):
+    """run_inside(ca, csr, ...) asks a CA in namespaces of its own for a certificate."""
+    def run(ca, csr, *args, account=account, **options):
+        before = set(ca.challenges.iterdir())
+        result = letsacme("--csr", csr, "--account-key", account, "--acme-dir", ca.challenges,
+                          "--ca", ca.directory, *args, wrapper=ca.inside, **options,
+                          env={"SSL_CERT_FILE": str(ca.ca_file), "NSS_WRAPPER_HOSTS": None})
+        assert set(ca.challenges.iterdir()) == before
+        return result
+    return run
+
+
+@pytest.fixture
+def renews(run_inside, csr, key, tmp_path):
+    """renews(ca, name, early, late, ...): it renews a certificate at a late clock, not before."""
+    def check(ca, name, early, late, *args):
+        output, accounts = tmp_path / "fullchain.pem", set()
+        for clock, status in (None, 0), (early, 3), (late, 0):
+            result = run_inside(ca, csr([name]), "--renew", "--fullchain-file", output, *args,
+                                clock=clock)
+            assert result.status == status, result.err
+            check_chain(output.read_text(), [name], key(), ca.ca_file)
+            accounts.update(re.findall(r"https://\S+/acc\w*t/\w+", result.err))
+        assert len(accounts) == 1
+    return check

@@ -8,18 +8,17 @@ from pathlib import Path
 import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 DER, PEM = serialization.Encoding.DER, serialization.Encoding.PEM
 PLAIN, PASSWORD = serialization.NoEncryption(), serialization.BestAvailableEncryption(b"password")
 KEYS = {
-    **{"rsa%d" % size: lambda size=size: rsa.generate_private_key(65537, size)
-       for size in (1024, 2048, 3072, 4096)},
+    **{name: lambda size=size: rsa.generate_private_key(65537, size)
+       for name, size in (("rsa1024", 1024), ("rsa2048", 2048), ("encrypted-old", 2048))},
     **{name: lambda curve=curve: ec.generate_private_key(curve()) for name, curve in (
         ("p256", ec.SECP256R1), ("p384", ec.SECP384R1), ("p521", ec.SECP521R1),
-        ("bitcoin", ec.SECP256K1), ("encrypted", ec.SECP256R1))},
-    "encrypted-old": lambda: rsa.generate_private_key(65537, 2048),
-    "ed25519": ed25519.Ed25519PrivateKey.generate, "ed448": ed448.Ed448PrivateKey.generate,
+        ("encrypted", ec.SECP256R1))},
+    "ed25519": ed25519.Ed25519PrivateKey.generate,
 }
 
 
@@ -57,7 +56,6 @@ def common_name(text):
 def alt_names(names):
     """The SubjectAltName of host names and addresses (as text), and of entries of other kinds."""
     def entry(name):
-        """One entry."""
         if isinstance(name, x509.GeneralName):
             return name
         try:
@@ -99,7 +97,7 @@ class Issuer:
     def leaf(self, names, key, days=(-1, 90), serial=None, authority=None):
         """Sign a certificate for names and a public key, valid from so many days on until then.
 
-        The serial number and the identifier of the issuer's key (as bytes) may be given.
+        The serial number and what names the issuer's key (bytes or an extension) may be given.
         """
         now = datetime.datetime.now(datetime.timezone.utc)
         start, end = (now + datetime.timedelta(days=each) for each in days)
@@ -107,8 +105,9 @@ class Issuer:
             self.intermediate.subject, common_name(""), key, serial or x509.random_serial_number(),
             start, end)
         identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
-        if authority:
+        if isinstance(authority, bytes):
             identifier = x509.AuthorityKeyIdentifier(authority, None, None)
+        identifier = authority if isinstance(authority, x509.ExtensionType) else identifier
         extensions = [(identifier, False)] + ([(alt_names(names), True)] if names else [])
         for extension in extensions:
             builder = builder.add_extension(*extension)

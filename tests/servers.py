@@ -2,6 +2,7 @@
 import contextlib
 import datetime
 import functools
+import http.client
 import json
 import os
 import random
@@ -12,7 +13,6 @@ import ssl
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import trustme
@@ -109,7 +109,6 @@ def kept(start):
     running = {}
 
     def start_once(*args, **options):
-        """A running server."""
         key = json.dumps([args, options], sort_keys=True)
         if key not in running:
             running[key] = start(*args, **options)
@@ -154,10 +153,10 @@ class Pebble:
     """A Pebble with a DNS server of its own, which says that every name is on loopback.
 
     Options in capitals (PEBBLE_WFE_NONCEREJECT=50) go to Pebble's environment, others
-    (retryAfter={"order": 2}) into its configuration. ipv6 is the AAAA answer of the DNS.
+    (retryAfter={"order": 2}) into its configuration.
     """
 
-    def __init__(self, folder, http_port, strict=False, ipv6="", **options):
+    def __init__(self, folder, http_port, strict=False, **options):
         self.folder, self.http_port = folder, http_port
         self.port, self.management_port = free_port(), free_port()
         self.directory = "https://localhost:%d/dir" % self.port
@@ -177,7 +176,7 @@ class Pebble:
         dns, control = free_port(), free_port()
         self.dns = Server([tool("pebble-challtestsrv"), "-dnsserver", "127.0.0.1:%d" % dns,
                            "-management", "127.0.0.1:%d" % control, "-defaultIPv4", "127.0.0.1",
-                           "-defaultIPv6", ipv6, "-http01", "", "-https01", "", "-tlsalpn01", "",
+                           "-defaultIPv6", "", "-http01", "", "-https01", "", "-tlsalpn01", "",
                            "-doh", ""], [dns, control], folder / "dns.log")
         try:
             self.server = Server(
@@ -190,14 +189,13 @@ class Pebble:
         self.root = folder / "root.pem"
         self.root.write_bytes(self.management("/roots/0"))
 
-    def management(self, path, data=None):
-        """An answer of Pebble's management interface, such as /intermediates/0; data is posted."""
-        context = ssl.create_default_context(cafile=str(self.ca_file))
-        url = "https://localhost:%d%s" % (self.management_port, path)
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}),
-                                             urllib.request.HTTPSHandler(context=context))
-        with opener.open(url, data, timeout=30) as answer:
-            return answer.read()
+    def management(self, path):
+        """An answer of Pebble's management interface, such as /intermediates/0."""
+        with contextlib.closing(http.client.HTTPSConnection(
+                "localhost", self.management_port, timeout=30,
+                context=ssl.create_default_context(cafile=str(self.ca_file)))) as connection:
+            connection.request("GET", path)
+            return connection.getresponse().read()
 
     @property
     def log(self):

@@ -5,6 +5,7 @@ Programs come from the tools folder that `sh tests/run.sh` fills, or else from P
 import contextlib
 import functools
 import glob
+import importlib
 import itertools
 import os
 import random
@@ -149,6 +150,12 @@ def shell(script, *words):
     return ["sh", "-c", script, "sh", *map(str, words)]
 
 
+def module():
+    """letsacme.py as a module of this process."""
+    sys.path.insert(0, str(SCRIPT.parent))
+    return importlib.import_module("letsacme")
+
+
 def cases(table):
     """Parametrise by the values of a table, named by its keys; the first is a core test."""
     return [pytest.param(value, id=name, marks=[pytest.mark.core] * (number == 0))
@@ -259,6 +266,9 @@ class Letsacme:
                 out, err = process.communicate(timeout=timeout)
             finally:
                 end(process)
+        # What libfaketime leaves behind after an exec or a sudden end
+        for name in ("faketime_shm_%d", "sem.faketime_sem_%d") if options.get("clock") else ():
+            Path("/dev/shm", name % process.pid).unlink(missing_ok=True)
         out, err = ((text or b"").decode("utf-8", "replace") for text in (out, err))
         if interpreter().version < (3, 13):
             err = LEFT_BY_PYTHON.sub("", err)

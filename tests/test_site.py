@@ -1,11 +1,8 @@
-"""What lies between: the site that serves the challenge files, the name server, the clock."""
-import sys
-
+"""What lies between: the site that serves the challenge files, and the name server."""
 import faults
 import pytest
 import trials
 from faults import wire
-from support import cases, tool
 from trials import WELL_KNOWN, page
 from werkzeug import Response
 
@@ -15,11 +12,9 @@ core = pytest.mark.core
 def raw(deliver):
     """An answer sent by a function of faults.py."""
     class Handler:
-        """As much of a handler as those functions need."""
         close_connection = False
 
     def answer(request, right):
-        """Send it, and leave nothing to werkzeug."""
         Handler.connection = request.environ["werkzeug.socket"]
         Handler.wfile = Handler.connection.makefile("wb", 0)
         deliver(Handler, b"")
@@ -27,97 +22,70 @@ def raw(deliver):
     return answer
 
 
+def to(url):
+    """A redirect, which werkzeug is not to mend."""
+    return raw(wire(b"HTTP/1.1 302 Found\r\nLocation: %s\r\n\r\n" % url))
+
+
 @core
-@pytest.mark.parametrize("answer", cases({
-    "plain": page, "line end": lambda request, content: Response(content + b"\r\n"),
-    "redirect": lambda request, content: Response(content) if "moved" in request.args else
-    Response("", 302, {"Location": request.path + "?moved"})}))
-def test_the_site_is_good(trial, site, answer):
-    """This is how it should be; a line end more, or a redirect, does no harm."""
-    trial.works(ca=site() if answer is page else site(answer))
+def test_the_site_is_good(trial, site):
+    """A redirect, or a line end more, does no harm."""
+    trial.works(ca=site(lambda request, content: Response(content + b"\r\n") if request.args else
+                        Response("", 302, {"Location": request.path + "?moved"})))
 
 
+CUT = "cut short, or not as it should be"
+# What one of many names answers, and what is said of it.
 SITES = {
-    "404": page(b"", 404), "500": page(b"", 500), "another-page": page(b"<html>Hello</html>"),
-    "nothing": page(b""), "cut": lambda request, content: Response(content[:-1]),
-    "binary": page(bytes(range(256))), "authentication": page(b"", 401),
-    "loop": lambda request, content: Response("", 302, {"Location": request.path}),
-    **{"to " + url: page(b"", 302, Location=url) for url in (
-        "file:///etc/hostname", "ftp://127.0.0.1:1/x", "http://127.0.0.1:1/", "http://[::1")},
-    "reset": raw(faults.hang_up), "closed": raw(faults.close_instead),
-    "flood": raw(faults.flood()), "no-http": raw(wire(b"\x1b[31m\0\xff\r\n\r\n")),
-    "escapes": raw(wire(b"HTTP/1.1 404 \x1b[31m\x9b\r\n\r\n\x1b[31m")),
-    "to-escapes": raw(wire(b"HTTP/1.1 302 X\r\nLocation: http://127.0.0.1:1/\x1b[31m\r\n\r\n")),
+    "404": (page(b"", 404), "HTTP status 404"),
+    "another-page": (page(b"<html>Hello</html>"), "something else is there: <html>Hello</html>"),
+    "part": (lambda request, content: Response(content[:-1]), "something else is there: "),
+    "binary": (page(bytes(range(256))), "something else is there: "),
+    "loop": (lambda request, content: Response("", 302, {"Location": request.path}),
+             "HTTP status 302"),
+    "to-file": (to(b"file:///etc/hostname"), "HTTP status 302"),
+    "to-closed": (to(b"http://127.0.0.1:1/place"), "after a redirect to http://127.0.0.1:1/place"),
+    "to-ftp": (to(b"ftp://127.0.0.1:1/x"), "after a redirect to ftp://127.0.0.1:1/x"),
+    "to-nonsense": (to(b"http://[::1"), CUT),
+    "to-escapes": (to(b"http://127.0.0.1:1/\x1b[31m"), ""),
+    "reset": (raw(faults.hang_up), "reset"), "closed": (raw(faults.close_instead), ""),
+    "flood": (raw(faults.flood()), "something else is there: "),
+    "no-http": (raw(wire(b"\x1b[31m\0\xff\r\n\r\n")), CUT),
+    "escapes": (raw(wire(b"HTTP/1.1 404 \x1b[31m\x9b\r\n\r\n\x1b[31m")), "HTTP status 404"),
 }
 
 
-@pytest.mark.parametrize("answer", cases(SITES))
-def test_the_site_is_wrong(trial, site, answer):
-    """The file is gone again, and the CA has not been asked to look at it."""
-    result = trial.fails(None, "Wrote file to %s/" % trial.challenges, "couldn't download http://",
-                         WELL_KNOWN, ca=site(answer))
-    assert len(trials.refusals(result.err)) == len(trial.names)
-    assert result.ca.count("challenge") == 0
-
-
-def test_the_redirect_is_named(trial, site):
-    """Where a redirect leads astray, the last URL is told."""
-    target = "http://127.0.0.1:1/another/place"
-    trial.fails(None, target, ca=site(page(b"", 302, Location=target)))
-
-
-@pytest.mark.parametrize("deliver", cases({
-    "drips": faults.drip(b"HTTP/1.1 200 OK\r\n\r\n", b"x"), "is silent": faults.stay_silent}))
-def test_the_site_never_ends(trial, site, deliver):
-    """The bound of the whole run ends that, if nothing else does."""
-    trial.fails(None, waits={"LONGEST_RUN": 1.5}, ca=site(raw(deliver)))
-
-
 @core
-def test_the_site_has_no_address(trial):
-    """Such a name is told from one where nobody listens, by what the system says."""
-    trial.letsacme.add_host("site.example")
-    result = trial.fails(None, "couldn't download", "refused", args={"--disable-check": None},
-                         ca={"http_port": 1})
-    assert len({line.rpartition(": ")[2] for line in trials.refusals(result.err)}) == 2
+def test_the_site_is_wrong(trial, site, csr):
+    """All are told, each with a reason; the files are gone again, the CA was not asked to look."""
+    trial.names = [name + ".example" for name in SITES]
+    ca = site(lambda request, content: SITES[request.host.split(".")[0]][0](request, content))
+    trial.options["--csr"] = csr([*trial.names, "lost.example"], key=trial.key)
+    result = trial.fails(ca=ca)
+    assert result.ca.count("challenge") == 0
+    lines = trials.refusals(result.err)
+    assert len(lines) == len(SITES) + 1     # that which has no address
+    for name, said in [*((name, said) for name, (_, said) in SITES.items()), ("lost", "ame")]:
+        [line] = [line for line in lines if "couldn't download http://%s." % name in line]
+        head, _, reason = line.partition(WELL_KNOWN)
+        assert head.startswith("E: Wrote file to %s/" % trial.challenges) and said in reason, line
+
+
+@pytest.mark.parametrize("deliver, waits, said", [
+    (faults.drip(b"HTTP/1.1 200 OK\r\n\r\n", b"x"), {"LONGEST_RUN": 1.5}, "an hour"),
+    (faults.stay_silent, {"ANSWER_TIMEOUT": 0.5}, "timed out")], ids=["drips", "is silent"])
+def test_the_site_never_ends(trial, site, deliver, waits, said):
+    """The bound of the whole run ends that, if nothing else does."""
+    trial.fails(None, said, waits=waits, ca=site(raw(deliver)))
 
 
 # ---- The name server
 
-# Put before a command: in a network of its own, the name server is there but never answers.
-SILENT_DNS = """
-import socket, subprocess, sys
-conf, asked, ip, *command = sys.argv[1:]
-subprocess.run([ip, "link", "set", "lo", "up"], check=True)
-subprocess.run(["mount", "--bind", conf, "/etc/resolv.conf"], check=True)
-server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-server.bind(("127.0.0.1", 53))
-status = subprocess.call(command)
-server.setblocking(False)
-with open(asked, "wb") as questions:
-    questions.write(server.recv(1000))
-sys.exit(status)
-"""
-
-
-@core
-def test_the_name_server_is_silent(trial, tmp_path):
-    """The run ends after the resolver has given up as often as the bound allows."""
-    conf, asked = tmp_path / "resolv.conf", tmp_path / "asked"
-    conf.write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
-    wrapper = [*trials.OWN_MOUNTS, "-n", sys.executable, "-c", SILENT_DNS, conf, asked, tool("ip")]
+def test_the_ca_has_no_address(trial):
+    """That is told when patience is at its end."""
     before = trials.snapshot(trial.site)
-    result = trial.letsacme(*trial.arguments(), "--ca", "https://silent.example/directory",
-                            constants={**trials.WAITS, **trials.IN_VAIN}, wrapper=wrapper)
-    assert result.status == 1 and "silent.example" in result.err
-    assert b"silent" in asked.read_bytes()
+    result = trial.letsacme(*trial.arguments(), "--ca", "https://ca.invalid/directory",
+                            constants={**trials.WAITS, **trials.IN_VAIN})
+    assert "https://ca.invalid/directory: " in trials.error_of(result)
+    assert result.err.count("W: ") == 1
     trial.judge(result.err, before)
-
-
-# ---- The clock
-
-@pytest.mark.parametrize("shift", [pytest.param("-10y", marks=core), "+10y"])
-def test_the_clock_is_wrong(trial, shift):
-    """The CA's own certificate seems to be of another time: that is final."""
-    result = trial.fails(None, "certificate", clock=shift)
-    assert result.ca.connections == 1
