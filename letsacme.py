@@ -39,6 +39,7 @@ import contextlib
 import hashlib
 import hmac
 import http.client
+import io
 import ipaddress
 import json
 import os
@@ -46,14 +47,12 @@ import re
 import shutil
 import signal
 import ssl
-import stat
 import subprocess
 import sys
 import time
 import traceback
 import types
-import urllib.error
-import urllib.request
+import urllib.request  # and urllib.error
 from email.utils import formatdate, mktime_tz, parsedate_tz
 
 VERSION = '2.0.0'
@@ -86,8 +85,7 @@ def main(argv):
         lines = error.args
         if not isinstance(error, Error):
             place = traceback.extract_tb(error.__traceback__)[-1]
-            lines = [f'{type(error).__name__} at line {place.lineno} of {place.name}: this is a '
-                     'mistake in letsacme, please report it']
+            lines = [f'a mistake in letsacme, please report it: {place.name}, line {place.lineno}']
         for line in lines:
             log(f'E: {line}')
         return status
@@ -100,8 +98,7 @@ def run(settings):
     log(f'letsacme {VERSION}, {formatdate(usegmt=True)}{settings.mode}: {" ".join(csr.names)}')
     log('Parsing account key...')
     key = AccountKey(settings.account_key)
-    require(key.public_key != csr.public_key, f'{settings.csr} is made with the account key: '
-            'the site needs a key of its own')
+    require(key.public_key != csr.public_key, f'{settings.csr} has the account key, not its own')
     directories = {name: challenge_directory(name, settings) for name in csr.names}
     outputs = check_outputs(settings)
     with contextlib.closing(CA(settings.ca, key)) as ca:
@@ -110,13 +107,13 @@ def run(settings):
             return 3
         register(ca, settings)
         order = place_order(ca, csr, old, settings.profile)
-        order_url = order.location
+        order_url = order['Location']
         if order['status'] == 'pending':
             challenges = prove(ca, order, directories, settings)
             order = validate(ca, order_url, challenges)
         log(f'Signing certificate...{settings.mode}')
         chain = issue(ca, order_url, order, csr)
-    deliver(chain, outputs, settings)
+    deliver(chain, {} if settings.mode else outputs, settings)
     return 0
 
 def register(ca, settings):
@@ -129,12 +126,11 @@ def register(ca, settings):
     if settings.eab_kid and answer.problem in ('accountDoesNotExist', 'externalAccountRequired'):
         secret = base64.urlsafe_b64decode(settings.eab_hmac_key + '==')
         protected = {'alg': 'HS256', 'kid': settings.eab_kid, 'url': url}  # RFC 8555, 7.3.4
-        account['externalAccountBinding'] = jws(
-            protected, ca.key.jwk, lambda data: hmac.new(secret, data, 'sha256').digest())
-        answer = ca.ask(url, account)
-    ca.account_url = answer.made().location
+        binding = jws(protected, ca.key.jwk, lambda data: hmac.new(secret, data, 'sha256').digest())
+        answer = ca.ask(url, dict(account, externalAccountBinding=binding))
+    ca.signer = {'kid': answer.accepted()['Location']}
     terms = [f'{meta.get("termsOfService", "")}' for meta in ca.directory().objects('meta')]
-    log(f'  {ca.account_url}, terms of service: {"".join(terms) or "none"}')
+    log(f'  {answer["Location"]}, terms of service: {"".join(terms) or "none"}')
 
 def place_order(ca, csr, old, profile):
     """Return a new order (RFC 8555, 7.4), which may replace an old certificate (RFC 9773, 5)."""
@@ -143,10 +139,10 @@ def place_order(ca, csr, old, profile):
         order['profile'] = profile
     if old and old.renewal_id and ca.directory().get('renewalInfo'):
         answer = ca.ask(ca.directory()['newOrder'], dict(order, replaces=old.renewal_id))
-        if answer.code // 100 != 4 or answer.problem == 'rateLimited':
-            return answer.made()
+        if answer.code // 100 != 4 or answer.code == 429 or answer.problem == 'rateLimited':
+            return answer.accepted()
         log(f'W: ordering again without "replaces": {in_words(answer)}')
-    return ca.ask(ca.directory()['newOrder'], order).made()
+    return ca.ask(ca.directory()['newOrder'], order).accepted()
 
 def prove(ca, order, directories, settings):
     """Put a challenge file in place for each name that is not valid yet, and fetch it as the CA is
@@ -165,8 +161,8 @@ def prove(ca, order, directories, settings):
         kinds = ', '.join(offered) or 'nothing'
         require('http-01' in offered, f'{name}: the CA offers no http-01, but {kinds}')
         token = offered['http-01']['token']
-        require(re.match(r'[A-Za-z0-9_-]{22,200}\Z', token),  # since it becomes a part of a path
-                f'{name}: the CA sent an unsafe token: {token:.300}')
+        # An unsafe one must not become a part of a path.
+        require(re.fullmatch('[A-Za-z0-9_-]{22,200}', token), f'{name}: unsafe token {token:.300}')
         path = os.path.join(directories[name], token)
         content = f'{token}.{ca.key.thumbprint}'
         publish(path, content, settings.force)
@@ -194,16 +190,15 @@ def self_check(name, path, content, port):
     host += f':{port}' if port else ''
     request = urllib.request.Request(
         f'http://{host}{WELL_KNOWN}/{os.path.basename(path)}', headers=USER_AGENT)
-    tls = ssl._create_unverified_context()  # a redirect may lead to an expired certificate
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls))
+    # A redirect may lead to a certificate that has expired.
+    tls = urllib.request.HTTPSHandler(context=ssl._create_unverified_context())
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), tls)
     try:
         with opener.open(request, timeout=ANSWER_TIMEOUT) as answer:
             found = answer.read(MOST_BYTES).rstrip().decode('utf-8', 'replace')
-        if found == content:
-            return []
-        trouble = f'something else is there: {found:.80}'
-    except NETWORK_TROUBLE as error:
+        require(found == content, f'something else is there: {found:.80}')
+        return []
+    except (Error, *NETWORK_TROUBLE) as error:
         trouble = reason(error)
     for target in getattr(request, 'redirect_dict', []):  # where urllib has noted them
         trouble += f', after a redirect to {target}'
@@ -217,7 +212,7 @@ def validate(ca, order_url, challenges):
         for name, (_, url) in challenges.items():
             answer = ca.ask(url, {})
             if answer.code >= 300 or has_failed(answer):
-                complaints[name] = answer.refusal()
+                complaints[name] = f'{name}: {answer.refusal()}; then '
             if answer.code >= 500:
                 break  # the CA is down: other challenges would take as long
         order = await_validation(ca, order_url, challenges, bool(complaints))
@@ -225,8 +220,8 @@ def validate(ca, order_url, challenges):
             log('  Verified!')
             return order
         failures = list_failures(ca, order, challenges, complaints)
-    except Error as error:  # the CA cannot be asked any more: then what it has said before counts
-        failures = [f'{name}: {words}' for name, words in complaints.items()] + list(error.args)
+    except Error as error:  # the CA cannot be asked any more
+        failures = [f'{words}{error}' for words in complaints.values()] or error.args
     raise Error(*failures)
 
 def await_validation(ca, order_url, challenges, in_doubt):
@@ -253,10 +248,9 @@ def list_failures(ca, order, challenges, complaints):
     for name, (url, _) in challenges.items():
         authorization = ca.read(url)
         if authorization['status'] != 'valid' or name in complaints:
-            known = [complaints[name]] if name in complaints else []
-            lines.append(f'{name}: {"; ".join(known + [in_words(authorization)])}')
+            lines.append(f'{complaints.get(name, "")}{in_words(authorization)}')
     if 'error' in order or not lines:
-        lines.append(f'{order.location}: {in_words(order)}')
+        lines.append(f'{order.url}: {in_words(order)}')
     return lines
 
 def has_failed(thing):
@@ -271,8 +265,8 @@ def issue(ca, order_url, order, csr):
     if order['status'] == 'ready':
         order = ca.ask(order['finalize'], {'csr': b64(csr.der)})
         if order.code >= 300:  # perhaps since an earlier try got through: the order decides
-            complaint = order.refusal()
-            with about(f'{order_url}: {complaint}'):
+            complaint = f'{order.refusal()}; then '
+            with about(f'{order_url}: {order.refusal()}'):
                 order = ca.read(order_url)
     patience = Patience(WORK_PATIENCE)
     while order['status'] in ('processing', 'valid'):
@@ -280,8 +274,7 @@ def issue(ca, order_url, order, csr):
         if ready or not patience.wait(order.poll_pause()):
             break
         order = ca.read(order_url)
-    words = f'{complaint}; then {in_words(order)}' if complaint else in_words(order)
-    require(order['status'] == 'valid', f'{order_url}: {words}')
+    require(order['status'] == 'valid', f'{order_url}: {complaint}{in_words(order)}')
     chain = read_certificates(ca.read(order['certificate']).body, order['certificate'])
     require(chain[0].public_key == csr.public_key, 'the CA sent a certificate for another key')
     missing = sorted(csr.names.keys() - chain[0].names.keys())
@@ -293,40 +286,33 @@ def deliver(chain, outputs, settings):
     """Write the output files, and print what is to be printed."""
     pem = [ssl.DER_cert_to_PEM_cert(each.der) for each in chain]
     contents = {'cert_file': pem[:1], 'chain_file': pem[1:], 'fullchain_file': pem}
-    if settings.test:
-        log('W: test mode: the output files are left alone')
-        outputs = {}
     write_outputs({path: ''.join(contents[option]).encode() for option, path in outputs.items()})
     if 'fullchain_file' not in outputs:
         printed = ([] if settings.no_cert else pem[:1]) + ([] if settings.no_chain else pem[1:])
         with about('standard output'), open(1, 'wb', closefd=False) as output:
             output.write(''.join(printed).encode())
-    for path in outputs.values():
-        log(f'Written: {path}')
     log(f'The certificate is valid until {formatdate(chain[0].ends, usegmt=True)}')
 
 # ---- Renewal
 
 def read_old(path):
     """Return the certificate in a file, None if there is none of use."""
-    try:
+    with contextlib.suppress(Error):
         old = read_certificates(read_file(path), path)[0]
         return None if old.self_signed or old.ends <= time.time() else old
-    except Error:
-        return None
+    return None
 
 def is_due(ca, csr, old, outputs):
     """Return whether a certificate is to be renewed now; each run finds the same moment for it."""
-    missing = [path for option, path in outputs.items() if not os.path.exists(path)
-               or option != 'chain_file' and not os.path.getsize(path)]
-    if csr.names.keys() - old.names.keys() or csr.public_key != old.public_key or missing:
+    complete = all(map(os.path.exists, outputs.values()))
+    if csr.names.keys() - old.names.keys() or csr.public_key != old.public_key or not complete:
         log('Due for renewal: now, since another key, name or output file is wanted')
         return True
     lifetime = old.ends - old.starts
     moment = old.ends - lifetime / (2 if lifetime < 10 * 86400 else 3)
     try:
         if ca.directory().get('renewalInfo') and old.renewal_id:  # RFC 9773, 4.2
-            url = f'{ca.directory().get("renewalInfo")}'.rstrip('/') + f'/{old.renewal_id}'
+            url = f'{ca.directory()["renewalInfo"].rstrip("/")}/{old.renewal_id}'
             window = ca.ask(url, method='GET').accepted()['suggestedWindow']
             start, end = read_time(window['start']), read_time(window['end'])
             require(start < end, f'{url}: the window ends before it starts')
@@ -344,7 +330,7 @@ class CA:
     """The CA: its directory, the connections to it, and what signing a request takes."""
 
     def __init__(self, url, key):
-        self.url, self.key, self.account_url = url, key, None
+        self.url, self.key, self.signer = url, key, {'jwk': key.jwk}  # until there is an account
         self.known_directory, self.nonce, self.connections = None, None, {}
         with about('SSL_CERT_FILE or SSLKEYLOGFILE'):
             self.tls = ssl.create_default_context()  # SSL_CERT_FILE: the root of a private CA
@@ -353,11 +339,8 @@ class CA:
         """Return the CA's directory (RFC 8555, 7.1.1), fetched once; raise Error if it is none."""
         if not self.known_directory:
             answer = self.ask(self.url, method='GET')
-            if answer.code >= 500:
-                answer.accepted()
-            found = answer.beginning or in_words(answer)
-            require('newOrder' in answer,
-                    f'{self.url} is no directory of an ACME CA (no "newOrder" in it): {found}')
+            found = f'{answer.refusal()}: {answer.beginning}'
+            require('newOrder' in answer, f'{self.url} is no directory of an ACME CA: {found}')
             self.known_directory = answer
         return self.known_directory
 
@@ -368,41 +351,37 @@ class CA:
     def ask(self, url, payload=None, method='POST'):
         """Return the CA's answer, be it a refusal, to a request that is repeated while trouble may
         pass; raise Error if there is no answer."""
-        patience, bad_nonces = Patience(REQUEST_PATIENCE), 0
-        troubled, earlier = False, ''
+        patience, bad_nonces, earlier = Patience(REQUEST_PATIENCE), 0, ''
         while True:
             try:
-                answer = self.send(method, url, payload, troubled)
-                after = answer.retry_after()
-                if answer.code >= 400 and answer.problem == 'badNonce' and bad_nonces < 100:
-                    bad_nonces += 1
-                    continue
-                if answer.code < 500 and (answer.code != 429 or after is None):
-                    answer.earlier = earlier
-                    return answer
-                trouble = in_words(answer)
-                earlier = earlier or f'{trouble}; then '
+                answer = self.send(method, url, payload, patience.pause > 0)
             except NETWORK_TROUBLE as error:
-                troubled, answer, after, trouble = True, None, None, reason(error)
+                trouble = f'{url}: {reason(error)}'
                 # A bad certificate (Python 3.6 says so in words only), or a URL that cannot be one
                 final = isinstance(error, (ValueError, OverflowError))
                 final = final or 'CERTIFICATE_VERIFY_FAILED' in str(error)
-                require(not final, f'{url}: {trouble}')
-            if not patience.wait(after or 0, f'{url}: {trouble}'):
-                require(answer is not None, f'{url}: {trouble}')
+                if final or not patience.wait(0, trouble):
+                    raise Error(trouble) from None
+                continue
+            if answer.code >= 400 and answer.problem == 'badNonce' and bad_nonces < 100:
+                bad_nonces += 1
+                continue
+            if answer.code < 500 and (answer.code != 429 or 'Retry-After' not in answer.headers):
+                answer.earlier = earlier
+                return answer
+            earlier = earlier or f'{in_words(answer)}; then '
+            if not patience.wait(answer.retry_after(), f'{url}: {in_words(answer)}'):
                 return answer
 
-    def send(self, method, url, payload, troubled):
+    def send(self, method, url, payload, afresh):
         """Return the answer to one request; raise one of NETWORK_TROUBLE, or Error."""
-        host = r'(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::[0-9]+)?'
-        match = re.match(rf'https://({host})(/[!-~]*)\Z', f'{url}')
+        match = re.fullmatch(r'https://((?:[\w.-]+|\[[\w:]+\])(?::[0-9]+)?)(/[!-~]*)', url, re.A)
         require(match, f'{url} is no https URL, so nothing is sent there')
         host, path = match.groups()
-        body, headers = None, USER_AGENT
-        if method == 'POST':  # only then, since some servers refuse a GET that has this header
-            body = self.sign(url, payload)
-            headers = {**USER_AGENT, 'Content-Type': 'application/jose+json'}
-        if troubled:  # some CAs close a connection in silence, if only after sign() got a nonce
+        body = self.sign(url, payload) if method == 'POST' else None
+        # Some servers refuse a GET that has a type.
+        headers = {**USER_AGENT, 'Content-Type': 'application/jose+json'} if body else USER_AGENT
+        if afresh:  # some CAs close a connection in silence, if only after sign() got a nonce
             self.close()
         if host not in self.connections:
             self.connections[host] = http.client.HTTPSConnection(
@@ -415,17 +394,15 @@ class CA:
         if response.length:
             raise http.client.IncompleteRead(content)
         nonce = response.getheader('Replay-Nonce', '')
-        self.nonce = nonce if re.match(r'[A-Za-z0-9_-]+\Z', nonce) else None
+        self.nonce = nonce if re.fullmatch('[A-Za-z0-9_-]+', nonce) else None
         return read_answer(url, response, content)
 
     def sign(self, url, payload):
         """Return the body of a signed request (RFC 8555, 6.2 to 6.5)."""
         if not self.nonce:
-            new_nonce = self.directory()['newNonce']
-            self.ask(new_nonce, method='HEAD').accepted()
-            require(self.nonce, f'{new_nonce}: the answer has no Replay-Nonce')
-        signer = {'kid': self.account_url} if self.account_url else {'jwk': self.key.jwk}
-        protected = dict(signer, alg=self.key.algorithm, nonce=self.nonce, url=url)
+            answer = self.ask(self.directory()['newNonce'], method='HEAD').accepted()
+            require(self.nonce, f'{answer.url}: the answer has no Replay-Nonce')
+        protected = dict(self.signer, alg=self.key.algorithm, nonce=self.nonce, url=url)
         self.nonce = None
         return compact_json(jws(protected, payload, self.key.sign))
 
@@ -461,15 +438,12 @@ class Answer(dict):
     KINDS = {'authorizations': list, 'identifier': dict, 'suggestedWindow': dict}  # else text
 
     def __init__(self, fields, url, response, body):
-        super().__init__(fields)
+        super().__init__(fields, Location=response.headers.get('Location'))
         self.url, self.body = url, body
         self.code, self.headers = response.status, response.headers
         self.beginning = body[:200].decode('utf-8', 'replace')
-        self.location = self.headers.get('Location', url)
         self.earlier = ''  # what the CA has said to earlier tries
         self.problem = f'{self.get("type")}'.rpartition(':')[2]  # RFC 8555, 6.7
-        if self.code == 429:
-            self.problem = 'rateLimited'
 
     def __getitem__(self, field):
         """Return a field; raise Error if it is missing or of another type."""
@@ -492,52 +466,37 @@ class Answer(dict):
 
     def refusal(self):
         """Return in words what the CA has refused, and when to come back if it says that."""
-        after = self.retry_after()
-        if not after or self.code < 400:
-            return in_words(self)
-        return f'{in_words(self)}; come back after {formatdate(time.time() + after, usegmt=True)}'
-
-    def made(self):
-        """Return the answer; raise Error if it does not say where it has made something."""
-        location = self.accepted().headers.get('Location', '')
-        require(location.startswith('https://'), f'{self.url}: the answer has no Location')
-        return self
+        after = self.retry_after() if self.code >= 400 else 0
+        date = formatdate(time.time() + after, usegmt=True)
+        return in_words(self) + (f'; come back after {date}' if after else '')
 
     def retry_after(self):
-        """Return the seconds that the CA wants to pass (RFC 9110, 10.2.3), None if not told."""
+        """Return the seconds that the CA wants to pass (RFC 9110, 10.2.3), 0 if not told."""
         value = self.headers.get('Retry-After', '')
-        if re.match(r'[0-9]{1,9}\Z', value):
+        if re.fullmatch('[0-9]{1,9}', value):
             return int(value)
-        try:
+        with contextlib.suppress(Exception):  # the Pythons differ about a date that is none
             return min(max(0, mktime_tz(parsedate_tz(value)) - time.time()), 10 ** 9)
-        except Exception:  # the Pythons differ in what they raise for a date that is none
-            return None
+        return 0
 
     def poll_pause(self):
         """Return for how many seconds not to look again: some CAs ask for hours."""
-        return min(self.retry_after() or 0, LONGEST_POLL_PAUSE)
+        return min(self.retry_after(), LONGEST_POLL_PAUSE)
 
 def read_answer(url, response, body):
     """Return the Answer in a response; without a JSON object it has no fields."""
-    def make(fields):
-        """Return an Answer with these fields."""
-        return Answer(fields, url, response, body)
-    try:
-        value = json.loads(body, object_hook=make)
-    except (ValueError, RecursionError):
-        value = None
-    return value if isinstance(value, Answer) else make({})
+    value = None
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(body, object_hook=lambda fields: Answer(fields, url, response, body))
+    return value if isinstance(value, Answer) else Answer({}, url, response, body)
 
 def in_words(thing):
     """Return a problem (RFC 8555, 6.7), an order, an authorization or a challenge in words."""
-    fields = [thing.get(field) for field in ('detail', 'type', 'status')]
-    known = [f'{field}' for field in fields if isinstance(field, (str, int))]
-    parts = [thing.earlier + (', '.join(known) or f'HTTP status {thing.code}')]
+    known = [each for each in map(thing.get, ('detail', 'type', 'status')) if isinstance(each, str)]
+    names = [f'{each.get("value")}: ' for each in thing.objects('identifier')]
+    parts = [thing.earlier + ''.join(names) + (', '.join(known) or f'HTTP status {thing.code}')]
     for each in [thing] + thing.objects('challenges'):
-        parts += [in_words(error) for error in each.objects('error')]
-    for problem in thing.objects('subproblems'):
-        names = [f'{each.get("value")}: ' for each in problem.objects('identifier')]
-        parts.append(''.join(names) + in_words(problem))
+        parts += map(in_words, each.objects('error') + each.objects('subproblems'))
     return '; '.join(parts)[:4000]
 
 # ---- The account key, and JOSE
@@ -551,17 +510,16 @@ class AccountKey:
             open(path).close()  # since openssl has no good words for a file that is missing
             public = self.openssl(b'', 'pkey', '-pubout', '-outform', 'DER', '-in', path)
             [(_, self.public_key)] = elements(public)
-            (_, algorithm), (_, bits) = elements(self.public_key)  # RFC 5280, 4.1.2.7
-            identifiers = [content for _, content in elements(algorithm)]
-            bits = bits[1:]  # the first byte counts unused bits
+            # RFC 5280, 4.1.2.7; the first byte of the bits counts the unused ones.
+            *identifiers, bits = [content for _, content in leaves(public)]
             if identifiers[0] == RSA:
-                n, e = [b64(number.lstrip(b'\0')) for number in two_numbers(bits)]
+                n, e = [b64(number.lstrip(b'\0')) for _, number in leaves(bits[1:])]
                 self.algorithm, self.jwk = 'RS256', {'kty': 'RSA', 'n': n, 'e': e}
             else:
-                require(identifiers[-1] in CURVES and bits[:1] == UNCOMPRESSED,
+                require(identifiers[-1] in CURVES and bits[1:2] == UNCOMPRESSED,
                         'it must be RSA, P-256 or P-384; "openssl genrsa 4096" makes one')
                 curve, self.algorithm, self.size = CURVES[identifiers[-1]]
-                x, y = b64(bits[1:1 + self.size]), b64(bits[1 + self.size:])
+                x, y = b64(bits[2:2 + self.size]), b64(bits[2 + self.size:])
                 self.jwk = {'kty': 'EC', 'crv': curve, 'x': x, 'y': y}
         self.thumbprint = b64(hashlib.sha256(compact_json(self.jwk)).digest())  # RFC 7638
 
@@ -578,12 +536,10 @@ class AccountKey:
     def sign(self, data):
         """Return the signature of data as JWS has it (RFC 7518, 3.3 and 3.4)."""
         with about(self.path):
-            digest = f'-sha{self.algorithm[2:]}'
-            signature = self.openssl(data, 'dgst', digest, '-sign', self.path)
+            signature = self.openssl(data, 'dgst', f'-sha{self.algorithm[2:]}', '-sign', self.path)
             if self.algorithm == 'RS256':
                 return signature
-            r, s = [n.lstrip(b'\0').rjust(self.size, b'\0') for n in two_numbers(signature)]
-            return r + s
+            return b''.join(n.lstrip(b'\0').rjust(self.size, b'\0') for _, n in leaves(signature))
 
 def jws(protected, payload, sign):
     """Return a signed JSON object (RFC 7515, 7.2.2), whose payload is empty if it is None."""
@@ -601,12 +557,11 @@ def compact_json(value):
 
 # ---- Requests and certificates: PEM (RFC 7468) and DER (X.690)
 
-OBJECT_IDENTIFIER, CONSTRUCTED, VERSION_FIELD = 0x06, 0x20, 0xa0  # tags, or a bit of them
+BOOLEAN, OBJECT_ID, CONSTRUCTED, VERSION_FIELD = 0x01, 0x06, 0x20, 0xa0  # tags, or a bit of them
 KEY_IDENTIFIER, DNS_NAME, IP_ADDRESS = 0x80, 0x82, 0x87
 RSA = bytes.fromhex('2a864886f70d010101')  # 1.2.840.113549.1.1.1
-COMMON_NAME = bytes.fromhex('550403')  # 2.5.4.3
-ALT_NAMES = bytes.fromhex('551d11')  # 2.5.29.17
-AUTHORITY_KEY = bytes.fromhex('551d23')  # 2.5.29.35
+# 2.5.4.3, 2.5.29.17 and 2.5.29.35
+COMMON_NAME, ALT_NAMES, AUTHORITY_KEY = map(bytes.fromhex, ('550403', '551d11', '551d23'))
 CURVES = {bytes.fromhex('2a8648ce3d030107'): ('P-256', 'ES256', 32),  # 1.2.840.10045.3.1.7
           bytes.fromhex('2b81040022'): ('P-384', 'ES384', 48)}  # 1.3.132.0.34; bytes in a number
 UNCOMPRESSED = b'\x04'  # RFC 5480, 2.2
@@ -629,14 +584,12 @@ class SigningRequest:
                     self.names.setdefault(name.lower(), {'type': 'dns', 'value': name})
             require(self.names, 'asks for no name at all; it needs a subjectAltName')
             for name, identifier in self.names.items():
-                require('*' not in name, f'asks for {name}, a wildcard, which takes a client for '
-                        'dns-01, such as lego')
+                require('*' not in name, f'asks for {name}, a wildcard: take lego, for dns-01')
                 host = identifier['type'] == 'dns' and HOST_NAME.match(name)
-                require(host or identifier['type'] == 'ip',
-                        f'asks for "{name}", which is neither a DNS name nor an address')
+                require(host or identifier['type'] == 'ip', f'asks for "{name}", no DNS name or IP')
 
 class Certificate:
-    """A certificate (RFC 5280, 4.1) in DER; ValueError or the like if it is none."""
+    """A certificate (RFC 5280, 4.1) in DER; Error, ValueError or the like if it is none."""
 
     def __init__(self, der):
         self.der = der
@@ -649,8 +602,7 @@ class Certificate:
         self.starts, self.ends = [read_time(stamp.decode()) for _, stamp in elements(validity)]
         self.renewal_id = None  # RFC 9773, 4.1
         for value in values_of(AUTHORITY_KEY, der):
-            [(_, fields)] = elements(value)
-            key = dict(elements(fields)).get(KEY_IDENTIFIER)
+            key = dict(leaves(value)).get(KEY_IDENTIFIER)
             self.renewal_id = f'{b64(key)}.{b64(serial)}' if key else None
 
 def read_certificates(data, source):
@@ -660,52 +612,44 @@ def read_certificates(data, source):
 
 def read_pem(data, label):
     """Return the DER in each block of PEM data; raise Error if there is none, or another label."""
-    labels = [found.decode('latin-1') for found in re.findall(b'-----BEGIN ([^-]*)-----', data)]
-    blocks = re.findall(f'-----BEGIN (?:NEW )?{label}-----([^-]+)-----END '.encode(), data)
-    require(blocks and len(blocks) == len(labels),
-            f'no {label} in PEM, but {", ".join(labels) or "something else"}')
-    return [base64.b64decode(block) for block in blocks]
+    found = re.findall('-----BEGIN (?:NEW )?([^-]*)-----([^-]*)', data.decode('latin-1'))
+    labels = ', '.join(sorted({each for each, _ in found})) or 'something else'
+    require(labels == label, f'no {label} in PEM, but {labels}')
+    return [base64.b64decode(block) for _, block in found]
 
 def alt_names(der):
     """Return the identifiers (RFC 8555, 9.7.7) in a SubjectAltName, by name in small letters."""
     names = {}
     for value in values_of(ALT_NAMES, der):
-        [(_, entries)] = elements(value)
-        for tag, content in elements(entries):
+        for tag, content in leaves(value):
             kind = 'dns' if tag == DNS_NAME else 'ip' if tag == IP_ADDRESS else 'other'
             name = str(ipaddress.ip_address(content)) if kind == 'ip' else content.decode('latin-1')
             names[name.lower()] = {'type': kind, 'value': name}
     return names
 
 def values_of(identifier, data):
-    """Return what stands last beside each such object identifier in DER data, at any depth."""
-    group = elements(data)
-    found = [group[-1][1]] if group[:1] == [(OBJECT_IDENTIFIER, identifier)] else []
-    for tag, content in group:
-        if tag & CONSTRUCTED:
-            found += values_of(identifier, content)
+    """Return what follows each such object identifier in DER data, "critical" aside."""
+    found = [leaf for leaf in leaves(data) if leaf[0] != BOOLEAN]
+    pairs = zip(found, found[1:])
+    return [value for leaf, (_, value) in pairs if leaf == (OBJECT_ID, identifier)]
+
+def leaves(data):
+    """Return tag and content of each element of DER data that holds no others, in their order."""
+    found = []
+    for tag, content in elements(data):
+        found += leaves(content) if tag & CONSTRUCTED else [(tag, content)]
     return found
 
-def two_numbers(data):
-    """Return the two numbers, as bytes, in DER data that is a SEQUENCE of them."""
-    [(_, content)] = elements(data)
-    (_, first), (_, second) = elements(content)
-    return first, second
-
 def elements(data):
-    """Return tag and content of each element of DER data (X.690, 8.1); ValueError if it is cut."""
-    found, start = [], 0
-    while start < len(data):
-        tag, length = data[start:start + 2]
-        start += 2
+    """Return tag and content of each element of DER data (X.690, 8.1); raise Error if it is cut."""
+    found, stream = [], io.BytesIO(data)
+    while stream.tell() < len(data):
+        tag, length = stream.read(2)
         if length > 127:  # then it is the length of the length
-            size = length - 128
-            length = int.from_bytes(data[start:start + size], 'big')
-            start += size
-        found.append((tag, data[start:start + length]))
-        start += length
-    if start > len(data):
-        raise ValueError
+            length = int.from_bytes(stream.read(length - 128), 'big')
+        content = stream.read(length)
+        require(len(content) == length, 'DER that is cut short')
+        found.append((tag, content))
     return found
 
 def read_time(text):
@@ -720,8 +664,8 @@ def read_time(text):
 # ---- Files
 
 # Certificates in PEM and nothing else; the last one may be cut, as by a crash
-CERTIFICATES = re.compile(rb'\s*(-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]*'
-                          rb'(-----END CERTIFICATE-----\s*)?)*(-[A-Z -]*)?')
+CERTIFICATES = (rb'\s*(-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]*'
+                rb'(-----END CERTIFICATE-----\s*)?)*(-[A-Z -]*)?')
 
 def challenge_directory(name, settings):
     """Return the directory for a name's challenge file; raise Error if it cannot be used."""
@@ -733,45 +677,38 @@ def challenge_directory(name, settings):
     require(os.path.isdir(root), f'{name}: there is no directory {root}')
     # What is missing below a document root is made later.
     present = next(filter(os.path.lexists, (path, os.path.dirname(path), root)))
-    writable = os.access(present, os.W_OK | os.X_OK)
-    require(writable, f'{name}: {present} may not be written by this user')
+    require(os.access(present, os.W_OK | os.X_OK),
+            f'{name}: {present} may not be written by this user')
     return path
 
 def check_outputs(settings):
-    """Return the real paths of the outputs by option; raise Error if one cannot be written."""
+    """Return the real paths of the outputs by option; raise Error unless each may be written, with
+    nothing in it that would be a loss."""
     outputs = {}
     for option in ('cert_file', 'chain_file', 'fullchain_file'):  # what --renew reads comes last
-        given = getattr(settings, option)
-        if given:
-            path = os.path.realpath(given)
+        if getattr(settings, option):
+            path = os.path.realpath(getattr(settings, option))
             require(path not in outputs.values(), f'{path} cannot be two outputs at once')
+            require(os.path.isdir(os.path.dirname(path)), f'{path}: there is no such directory')
+            if os.path.lexists(path):
+                require(os.path.isfile(path), f'{path} is not a file')
+                require(re.fullmatch(CERTIFICATES, read_file(path)),
+                        f'{path} holds something else than certificates: it is not overwritten')
+            require(may_be_replaced(path) or os.access(path, os.W_OK),
+                    f'{path} may not be written by this user')
             outputs[option] = path
-            check_output(path)
     return outputs
-
-def check_output(path):
-    """Raise Error unless a file may be written, with nothing in it that would be a loss."""
-    require(os.path.isdir(os.path.dirname(path)), f'{path}: there is no such directory')
-    if os.path.lexists(path):
-        require(os.path.isfile(path), f'{path} is not a file')
-        require(CERTIFICATES.fullmatch(read_file(path)),
-                f'{path} holds something else than certificates in PEM, and is not overwritten')
-    require(may_be_replaced(path) or os.access(path, os.W_OK),
-            f'{path} may not be written by this user')
 
 def may_be_replaced(path):
     """Return whether a new file, of the same owner and group, can take the place of a file."""
-    folder, user = os.path.dirname(path), os.geteuid()
-    if not os.access(folder, os.W_OK | os.X_OK) or is_mounted(path):
+    if not os.access(os.path.dirname(path), os.W_OK | os.X_OK) or is_mounted(path):
         return False
     if not os.path.exists(path):
         return True
-    old, around = os.stat(path), os.stat(folder)
-    if around.st_mode & stat.S_ISVTX and user not in (old.st_uid, around.st_uid):
-        return False  # in a sticky directory, files of others cannot be replaced
-    if user == 0:
+    if os.geteuid() == 0:
         return os.access(path, os.W_OK)  # or it is immutable, even for root
-    return old.st_uid == user and old.st_gid in (os.getegid(), *os.getgroups())
+    old = os.stat(path)
+    return old.st_uid == os.geteuid() and old.st_gid in (os.getegid(), *os.getgroups())
 
 def is_mounted(path):
     """Return whether a file is a mount point, as in a container, so that nothing can replace it."""
@@ -790,7 +727,8 @@ def write_outputs(contents):
             TEMPORARY.append(beside)
             # Without the power to give a file away, which even root may lack, it is overwritten.
             with about(path), contextlib.suppress(PermissionError):
-                write_beside(beside, path, content)
+                old = os.stat(path) if os.path.exists(path) else None
+                write_file(beside, os.O_CREAT | os.O_EXCL, content, old)
                 new[path] = beside
     for path, content in contents.items():
         with about(path):
@@ -798,25 +736,18 @@ def write_outputs(contents):
                 os.rename(new[path], path)
             else:
                 log(f'W: {path} is overwritten, since it cannot be replaced in one step')
-                overwrite(path, content)
+                # A link or a pipe that has come into its place is an error.
+                write_file(path, os.O_NOFOLLOW | os.O_NONBLOCK, content, None)
+            log(f'Written: {path}')
 
-def write_beside(beside, path, content):
-    """Write a new file, to the disk, with the owner and mode of the one that it will replace."""
-    with open(beside, 'xb') as file:
-        if os.path.exists(path):
-            old = os.stat(path)
+def write_file(path, flags, content, old):
+    """Write a file, to the disk, with the owner and mode of an old one if there is one."""
+    with open(os.open(path, os.O_WRONLY | flags, 0o666), 'wb') as file:
+        if old:
             os.chown(file.fileno(), old.st_uid, old.st_gid)
-            os.chmod(file.fileno(), stat.S_IMODE(old.st_mode))
+            os.chmod(file.fileno(), old.st_mode & 0o7777)
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-def overwrite(path, content):
-    """Write to a file that is there; a link or a pipe that has come into its place is an error."""
-    with open(os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK), 'wb') as file:
-        file.write(content)
-        file.truncate()
-        file.flush()
+        file.truncate()  # what is left of a longer file; it also flushes
         os.fsync(file.fileno())
 
 def read_file(path):
@@ -852,15 +783,13 @@ def read_settings(argv):
     log.quiet, settings.mode = settings.quiet, ''
     if settings.test and '--ca' in given:
         log('W: --test has no effect beside --ca')
-        settings.test = False
     elif settings.test:
+        log('W: test mode: the output files are left alone')
         settings.mode, settings.ca, settings.renew = ' (test mode)', LETS_ENCRYPT_STAGING, False
     settings.ca = re.sub(r'^(https://[^/]+)/?$', r'\1/directory', settings.ca)
     settings.contact = [to if ':' in to else f'mailto:{to}' for to in settings.contact.split()]
-    require(settings.account_key and settings.csr,
-            'both --account-key and --csr are needed, here or in --config-json')
-    require(settings.fullchain_file or not settings.renew,
-            '--renew needs --fullchain-file, which holds what is to be renewed')
+    require(settings.account_key and settings.csr, 'both --account-key and --csr are needed')
+    require(settings.fullchain_file or not settings.renew, '--renew needs a --fullchain-file')
     require(re.fullmatch('[0-9]{0,5}', settings.check_port), '--check-port must be a number')
     base64url = re.fullmatch(r'([\w-]{4})*([\w-]{2,3}=*)?', settings.eab_hmac_key, re.ASCII)
     require(base64url and bool(settings.eab_kid) == bool(settings.eab_hmac_key),
@@ -882,46 +811,40 @@ def read_command_line(argv):
         given[name] = ' '.join(values) or True
     return given
 
-def read_configuration(source):
+def read_configuration(word):
     """Return the options of a configuration and challenge directories by name; or raise Error."""
-    literal = re.search('[{"]|: ', source)  # else it is a file's path, which can be told
-    what, data = ('--config-json', source) if literal else (source, read_file(source))
-    try:
+    literal = re.search('[{"]|: ', word)  # else it is a file's path, which can be told
+    what, data = ('--config-json', word) if literal else (word, read_file(word))
+    with about(f'{what} must be a JSON object'):
         fields = {key: value for key, value in json.loads(data).items() if key[:1] != '_'}
-    except (ValueError, AttributeError, RecursionError) as error:
-        place = f': see line {error.lineno}, column {error.colno}' if hasattr(error, 'pos') else ''
-        raise Error(f'{what} must be a JSON object{place}') from None
     options, directories = {}, {}
     for key, value in fields.items():
-        option = KEYS.get(key)
-        if key == 'DocumentRoot':  # outside of an entry it is for all names
-            directories[''] = directory_in(key, {key: value})
-        elif not option:
+        if isinstance(value, dict):
             directories[key.lower()] = directory_in(key, value)
-        elif OPTIONS[option]:
+        elif key == 'DocumentRoot':  # of all other names
+            directories[''] = directory_in(key, {key: value})
+        elif OPTIONS.get(KEYS.get(key)):
             texts = value if key == 'Contact' and isinstance(value, list) else [value]
             texts = [str(value)] if key == 'CheckPort' else texts  # which may be a number
-            options[option] = ' '.join(text_in(key, text) for text in texts)
+            options[KEYS[key]] = ' '.join(to_path(key, text) for text in texts)
         else:
+            require(key in KEYS, f'"{key}" must be {{"DocumentRoot": PATH}}: it is no option')
             require(f'{value}'.lower() in ('true', 'false'), f'"{key}" must be true or false')
-            options[option] = f'{value}'.lower() == 'true'
+            options[KEYS[key]] = f'{value}'.lower() == 'true'
     return options, directories
 
 def directory_in(name, entry):
     """Return the challenge directory in a name's entry; raise Error if that is wrong."""
-    found = [key for key in entry if key[:1] != '_'] if isinstance(entry, dict) else ['a value']
-    require(found and {*found} <= {'AcmeDir', 'DocumentRoot'},
-            f'"{name}" is no option, so it must be {{"DocumentRoot": PATH}} or '
-            f'{{"AcmeDir": PATH}}, not {", ".join(found) or "empty"}')
-    paths = {key: text_in(key, entry[key]) for key in found}
-    require(all(paths.values()), f'"{name}" has an empty path')
+    paths = {key: to_path(key, path) for key, path in entry.items() if key[:1] != '_'}
+    good = paths and paths.keys() <= {'AcmeDir', 'DocumentRoot'}
+    require(good, f'"{name}" must be {{"DocumentRoot": PATH}} or {{"AcmeDir": PATH}}')
     return paths.get('AcmeDir') or paths['DocumentRoot'].rstrip('/') + WELL_KNOWN
 
-def text_in(key, value):
-    """Return text from JSON in the form of paths here; raise Error if a value is none. (In the C
-    locale, Python 3.6 takes paths for ASCII.)"""
-    good = isinstance(value, str) and not re.search('[\0\ud800-\udc7f\udd00-\udfff]', value)
-    require(good, f'"{key}" must be text')
+def to_path(key, value):
+    """Return text from JSON as paths are here (in the C locale, Python 3.6 takes them for ASCII);
+    raise Error if it cannot be one: it is empty, or has a NUL in it or half a character."""
+    good = isinstance(value, str) and re.fullmatch('[^\0\ud800-\udc7f\udd00-\udfff]+', value)
+    require(good, f'"{key}" must be text, and not empty')
     return os.fsdecode(value.encode('utf-8', 'surrogateescape'))
 
 # ---- Trouble, words and signals
@@ -951,13 +874,14 @@ def reason(error):
     if isinstance(error, urllib.error.HTTPError):
         error.close()
         return f'HTTP status {error.code}'
+    if isinstance(error, json.JSONDecodeError):
+        return f'see line {error.lineno}, column {error.colno}'
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     known = isinstance(cause, (Error, OSError, ssl.CertificateError))
     words = f'{getattr(cause, "strerror", None) or cause}' if known else ''
     words = re.sub(r'\[SSL.*?\] | ?\(?_ssl\.c:[0-9]+[):]* ?', '', words)
     if isinstance(cause, ssl.CertificateError) or 'certificate verify failed' in words:
-        words = 'certificate verify failed: ' + words.replace('certificate verify failed: ', '')
-        words += ' (SSL_CERT_FILE can name the root of a private CA)'
+        words += ' (SSL_CERT_FILE can name the root certificate of a private CA)'
     return words or 'cut short, or not as it should be'
 
 def log(line):

@@ -1,4 +1,5 @@
 """The files that are written: replaced in one step, or refused before the CA is asked."""
+import functools
 import os
 import re
 import ssl
@@ -255,7 +256,7 @@ def test_what_may_be_overwritten(tmp_path):
     """Certificates, perhaps cut, with blank lines and other line ends; but nothing else."""
     key = pki.write_key(tmp_path / "key", "p256").read_bytes()
     csr = pki.write_csr(tmp_path / "csr", ["a.example"], tmp_path / "key").read_bytes()
-    fits = support.module().CERTIFICATES.fullmatch
+    fits = functools.partial(re.fullmatch, support.module().CERTIFICATES)
     for data in (b"", OLD, OLD * 3, b"\r\n\n" + OLD.replace(b"\n", b"\r\n") + b"\n \n" + OLD,
                  *(OLD + OLD[:length] for length in range(len(OLD)))):
         assert fits(data), data

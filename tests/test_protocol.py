@@ -106,7 +106,7 @@ def test_a_refusal(trial, resource):
               "identifier": {"type": "dns", "value": "n%d.example" % number}} for number in (1, 2)]
     refused = problem("compound", 403, detail="The CA's own w\xf6rds", subproblems=parts)
     result = trial.fails({resource: refused}, "The CA's own w\xf6rds, urn:ietf:params:acme:error:"
-                         "compound, 403; n1.example: forbidden by CAA 1, ",
+                         "compound; n1.example: forbidden by CAA 1, ",
                          "; n2.example: forbidden by CAA 2, ")
     assert result.ca.count(resource) == 1
 
