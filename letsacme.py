@@ -881,6 +881,7 @@ def reason(error):
     words = f'{getattr(cause, "strerror", None) or cause}' if known else ''
     words = re.sub(r'\[SSL.*?\] | ?\(?_ssl\.c:[0-9]+[):]* ?', '', words)
     if isinstance(cause, ssl.CertificateError) or 'certificate verify failed' in words:
+        words = 'certificate verify failed: ' + words.replace('certificate verify failed: ', '')
         words += ' (SSL_CERT_FILE can name the root certificate of a private CA)'
     return words or 'cut short, or not as it should be'
 

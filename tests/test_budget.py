@@ -39,8 +39,8 @@ def code_lines():
 def test_size():
     """The script can be read in one sitting."""
     lines = SOURCE.splitlines()
-    assert len(code_lines()) <= 686
-    assert len(lines) <= 911
+    assert len(code_lines()) <= 687
+    assert len(lines) <= 912
     assert max(map(len, lines)) <= 100
 
 
