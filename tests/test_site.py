@@ -30,8 +30,9 @@ def to(url):
 @core
 def test_the_site_is_good(trial, site):
     """A redirect, or a line end more, does no harm; a proxy is not asked, as by the CA."""
-    trial.works(env={"http_proxy": "http://127.0.0.1:1"}, ca=site(lambda request, content: Response(content + b"\r\n") if request.args else
-                        Response("", 302, {"Location": request.path + "?moved"})))
+    ca = site(lambda request, content: Response(content + b"\r\n") if request.args else
+              Response("", 302, {"Location": request.path + "?moved"}))
+    trial.works(ca=ca, env={"http_proxy": "http://127.0.0.1:1"})
 
 
 CUT = "cut short, or not as it should be"
