@@ -96,6 +96,8 @@ def run(settings):
     """Get the certificate, if it is wanted now, and deliver it; return the exit status."""
     csr = SigningRequest(settings.csr)
     log(f'letsacme {VERSION}, {formatdate(usegmt=True)}{settings.mode}: {" ".join(csr.names)}')
+    if settings.mode:
+        log('W: test mode: the output files are left alone')
     log('Parsing account key...')
     key = AccountKey(settings.account_key)
     require(key.public_key != csr.public_key, f'{settings.csr} has the account key, not its own')
@@ -207,14 +209,8 @@ def self_check(name, path, content, port):
 def validate(ca, order_url, challenges):
     """Have the CA validate all names; return the order after that (RFC 8555, 7.5.1). Raise Error if
     it cannot, which CAs show in the answer to a challenge, the authorization or the order."""
-    complaints = {}
+    complaints = answer_challenges(ca, challenges)
     try:
-        for name, (_, url) in challenges.items():
-            answer = ca.ask(url, {})
-            if answer.code >= 300 or has_failed(answer):
-                complaints[name] = f'{name}: {answer.refusal()}; then '
-            if answer.code >= 500:
-                break  # the CA is down: other challenges would take as long
         order = await_validation(ca, order_url, challenges, bool(complaints))
         if order['status'] in ('ready', 'processing', 'valid'):
             log('  Verified!')
@@ -224,6 +220,22 @@ def validate(ca, order_url, challenges):
         failures = [f'{words}{error}' for words in complaints.values()] or error.args
     raise Error(*failures)
 
+def answer_challenges(ca, challenges):
+    """Tell the CA that the files are there (RFC 8555, 7.5.1); return its complaints by name. Not
+    they decide but the order, though it gets little time to show that all is well."""
+    complaints = {}
+    for name, (_, url) in challenges.items():
+        try:
+            answer = ca.ask(url, {})
+        except Error as error:
+            complaints[name] = f'{name}: {error}; then '
+            break  # the CA is down: other challenges would take as long
+        if answer.code >= 300 or has_failed(answer):
+            complaints[name] = f'{name}: {answer.refusal()}; then '
+        if answer.code >= 500:
+            break
+    return complaints
+
 def await_validation(ca, order_url, challenges, in_doubt):
     """Return the order once it is not pending, or a name has failed, or patience is at its end."""
     patience = Patience(DOUBT_PATIENCE if in_doubt else WORK_PATIENCE, FIRST_PAUSE)
@@ -232,9 +244,9 @@ def await_validation(ca, order_url, challenges, in_doubt):
     while order['status'] == 'pending':
         while waiting:  # some CAs show a failure in the authorization alone
             authorization = ca.read(waiting[0])
-            if has_failed(authorization):
-                return order
             if authorization['status'] != 'valid':
+                if has_failed(authorization):
+                    return order
                 break
             del waiting[0]
         if not patience.wait(0 if in_doubt else order.poll_pause()):
@@ -304,7 +316,8 @@ def read_old(path):
 
 def is_due(ca, csr, old, outputs):
     """Return whether a certificate is to be renewed now; each run finds the same moment for it."""
-    complete = all(map(os.path.exists, outputs.values()))
+    complete = all(os.path.exists(path) and (option == 'chain_file' or os.path.getsize(path))
+                   for option, path in outputs.items())
     if csr.names.keys() - old.names.keys() or csr.public_key != old.public_key or not complete:
         log('Due for renewal: now, since another key, name or output file is wanted')
         return True
@@ -339,7 +352,9 @@ class CA:
         """Return the CA's directory (RFC 8555, 7.1.1), fetched once; raise Error if it is none."""
         if not self.known_directory:
             answer = self.ask(self.url, method='GET')
-            found = f'{answer.refusal()}: {answer.beginning}'
+            if answer.code >= 500 or answer.code == 429:
+                answer.accepted()
+            found = f'{in_words(answer)}: {answer.beginning}'
             require('newOrder' in answer, f'{self.url} is no directory of an ACME CA: {found}')
             self.known_directory = answer
         return self.known_directory
@@ -351,10 +366,10 @@ class CA:
     def ask(self, url, payload=None, method='POST'):
         """Return the CA's answer, be it a refusal, to a request that is repeated while trouble may
         pass; raise Error if there is no answer."""
-        patience, bad_nonces, earlier = Patience(REQUEST_PATIENCE), 0, ''
+        patience, troubled, bad_nonces, earlier = Patience(REQUEST_PATIENCE), False, 0, ''
         while True:
             try:
-                answer = self.send(method, url, payload, patience.pause > 0)
+                answer = self.send(method, url, payload, troubled)
             except NETWORK_TROUBLE as error:
                 trouble = f'{url}: {reason(error)}'
                 # A bad certificate (Python 3.6 says so in words only), or a URL that cannot be one
@@ -362,18 +377,20 @@ class CA:
                 final = final or 'CERTIFICATE_VERIFY_FAILED' in str(error)
                 if final or not patience.wait(0, trouble):
                     raise Error(trouble) from None
+                troubled = True
                 continue
-            if answer.code >= 400 and answer.problem == 'badNonce' and bad_nonces < 100:
+            if 400 <= answer.code < 429 and answer.problem == 'badNonce' and bad_nonces < 100:
                 bad_nonces += 1
                 continue
-            if answer.code < 500 and (answer.code != 429 or 'Retry-After' not in answer.headers):
+            after = answer.retry_after()
+            if answer.code < 500 and (answer.code != 429 or after is None):
                 answer.earlier = earlier
                 return answer
             earlier = earlier or f'{in_words(answer)}; then '
-            if not patience.wait(answer.retry_after(), f'{url}: {in_words(answer)}'):
+            if not patience.wait(after or 0, f'{url}: {in_words(answer)}'):
                 return answer
 
-    def send(self, method, url, payload, afresh):
+    def send(self, method, url, payload, troubled):
         """Return the answer to one request; raise one of NETWORK_TROUBLE, or Error."""
         match = re.fullmatch(r'https://((?:[\w.-]+|\[[\w:]+\])(?::[0-9]+)?)(/[!-~]*)', url, re.A)
         require(match, f'{url} is no https URL, so nothing is sent there')
@@ -381,7 +398,7 @@ class CA:
         body = self.sign(url, payload) if method == 'POST' else None
         # Some servers refuse a GET that has a type.
         headers = {**USER_AGENT, 'Content-Type': 'application/jose+json'} if body else USER_AGENT
-        if afresh:  # some CAs close a connection in silence, if only after sign() got a nonce
+        if troubled:  # some CAs close a connection in silence, if only after sign() got a nonce
             self.close()
         if host not in self.connections:
             self.connections[host] = http.client.HTTPSConnection(
@@ -450,6 +467,7 @@ class Answer(dict):
         value = self.get(field)
         good = isinstance(value, self.KINDS.get(field, str))
         good = good and all(isinstance(each, str) for each in value)  # URLs, keys or letters
+        good = good and (field != 'Location' or value.startswith('https://'))
         require(good, f'{self.url}: the answer has no usable "{field}": {self.beginning}')
         return value
 
@@ -466,22 +484,23 @@ class Answer(dict):
 
     def refusal(self):
         """Return in words what the CA has refused, and when to come back if it says that."""
-        after = self.retry_after() if self.code >= 400 else 0
-        date = formatdate(time.time() + after, usegmt=True)
-        return in_words(self) + (f'; come back after {date}' if after else '')
+        after = self.retry_after()
+        if not after or self.code < 400:
+            return in_words(self)
+        return f'{in_words(self)}; come back after {formatdate(time.time() + after, usegmt=True)}'
 
     def retry_after(self):
-        """Return the seconds that the CA wants to pass (RFC 9110, 10.2.3), 0 if not told."""
+        """Return the seconds that the CA wants to pass (RFC 9110, 10.2.3), None if not told."""
         value = self.headers.get('Retry-After', '')
         if re.fullmatch('[0-9]{1,9}', value):
             return int(value)
         with contextlib.suppress(Exception):  # the Pythons differ about a date that is none
             return min(max(0, mktime_tz(parsedate_tz(value)) - time.time()), 10 ** 9)
-        return 0
+        return None
 
     def poll_pause(self):
         """Return for how many seconds not to look again: some CAs ask for hours."""
-        return min(self.retry_after(), LONGEST_POLL_PAUSE)
+        return min(self.retry_after() or 0, LONGEST_POLL_PAUSE)
 
 def read_answer(url, response, body):
     """Return the Answer in a response; without a JSON object it has no fields."""
@@ -494,7 +513,8 @@ def in_words(thing):
     """Return a problem (RFC 8555, 6.7), an order, an authorization or a challenge in words."""
     known = [each for each in map(thing.get, ('detail', 'type', 'status')) if isinstance(each, str)]
     names = [f'{each.get("value")}: ' for each in thing.objects('identifier')]
-    parts = [thing.earlier + ''.join(names) + (', '.join(known) or f'HTTP status {thing.code}')]
+    words = ', '.join(known) or f'HTTP status {thing.get("status", thing.code)}'
+    parts = [thing.earlier + ''.join(names) + words]
     for each in [thing] + thing.objects('challenges'):
         parts += map(in_words, each.objects('error') + each.objects('subproblems'))
     return '; '.join(parts)[:4000]
@@ -612,7 +632,8 @@ def read_certificates(data, source):
 
 def read_pem(data, label):
     """Return the DER in each block of PEM data; raise Error if there is none, or another label."""
-    found = re.findall('-----BEGIN (?:NEW )?([^-]*)-----([^-]*)', data.decode('latin-1'))
+    pattern = '-----BEGIN (?:NEW )?([^-]*)-----(?:([^-]+)-----END )?'
+    found = re.findall(pattern, data.decode('latin-1'))
     labels = ', '.join(sorted({each for each, _ in found})) or 'something else'
     require(labels == label, f'no {label} in PEM, but {labels}')
     return [base64.b64decode(block) for _, block in found]
@@ -621,7 +642,8 @@ def alt_names(der):
     """Return the identifiers (RFC 8555, 9.7.7) in a SubjectAltName, by name in small letters."""
     names = {}
     for value in values_of(ALT_NAMES, der):
-        for tag, content in leaves(value):
+        [(_, entries)] = elements(value)
+        for tag, content in elements(entries):
             kind = 'dns' if tag == DNS_NAME else 'ip' if tag == IP_ADDRESS else 'other'
             name = str(ipaddress.ip_address(content)) if kind == 'ip' else content.decode('latin-1')
             names[name.lower()] = {'type': kind, 'value': name}
@@ -784,7 +806,6 @@ def read_settings(argv):
     if settings.test and '--ca' in given:
         log('W: --test has no effect beside --ca')
     elif settings.test:
-        log('W: test mode: the output files are left alone')
         settings.mode, settings.ca, settings.renew = ' (test mode)', LETS_ENCRYPT_STAGING, False
     settings.ca = re.sub(r'^(https://[^/]+)/?$', r'\1/directory', settings.ca)
     settings.contact = [to if ':' in to else f'mailto:{to}' for to in settings.contact.split()]
@@ -802,7 +823,7 @@ def read_command_line(argv):
     while words:
         name, *values = re.sub(r'^--directory-url(?=$|=)', '--ca', words.pop(0)).split('=', 1)
         # A long word may be a key for external account binding, which must not get into a log.
-        told = re.sub(r'[\w+/-]{16,}', '(not shown)', name)
+        told = re.sub(r'(?!--[a-z-]+\Z)[\w+/-]{16,}', '(not shown)', name)
         require(name in OPTIONS, f'unknown option or word: {told} (-h tells what there is)')
         takes = OPTIONS[name]
         while words and words[0][:2] != '--' and (takes == 'ADDRESS' or takes and not values):
@@ -819,14 +840,14 @@ def read_configuration(word):
         fields = {key: value for key, value in json.loads(data).items() if key[:1] != '_'}
     options, directories = {}, {}
     for key, value in fields.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key not in KEYS:
             directories[key.lower()] = directory_in(key, value)
         elif key == 'DocumentRoot':  # of all other names
-            directories[''] = directory_in(key, {key: value})
+            directories[''] = to_path(f'"{key}"', value).rstrip('/') + WELL_KNOWN
         elif OPTIONS.get(KEYS.get(key)):
             texts = value if key == 'Contact' and isinstance(value, list) else [value]
             texts = [str(value)] if key == 'CheckPort' else texts  # which may be a number
-            options[KEYS[key]] = ' '.join(to_path(key, text) for text in texts)
+            options[KEYS[key]] = ' '.join(to_path(f'"{key}"', text) for text in texts)
         else:
             require(key in KEYS, f'"{key}" must be {{"DocumentRoot": PATH}}: it is no option')
             require(f'{value}'.lower() in ('true', 'false'), f'"{key}" must be true or false')
@@ -835,16 +856,17 @@ def read_configuration(word):
 
 def directory_in(name, entry):
     """Return the challenge directory in a name's entry; raise Error if that is wrong."""
-    paths = {key: to_path(key, path) for key, path in entry.items() if key[:1] != '_'}
-    good = paths and paths.keys() <= {'AcmeDir', 'DocumentRoot'}
+    paths = {key: path for key, path in entry.items() if key[:1] != '_'}
+    good = paths and all(paths.values()) and paths.keys() <= {'AcmeDir', 'DocumentRoot'}
     require(good, f'"{name}" must be {{"DocumentRoot": PATH}} or {{"AcmeDir": PATH}}')
+    paths = {key: to_path(f'"{name}": "{key}"', path) for key, path in paths.items()}
     return paths.get('AcmeDir') or paths['DocumentRoot'].rstrip('/') + WELL_KNOWN
 
-def to_path(key, value):
+def to_path(what, value):
     """Return text from JSON as paths are here (in the C locale, Python 3.6 takes them for ASCII);
-    raise Error if it cannot be one: it is empty, or has a NUL in it or half a character."""
-    good = isinstance(value, str) and re.fullmatch('[^\0\ud800-\udc7f\udd00-\udfff]+', value)
-    require(good, f'"{key}" must be text, and not empty')
+    raise Error if it cannot be one, since it has a NUL in it, say, or half a character."""
+    good = isinstance(value, str) and not re.search('[\0\ud800-\udc7f\udd00-\udfff]', value)
+    require(good, f'{what} must be text')
     return os.fsdecode(value.encode('utf-8', 'surrogateescape'))
 
 # ---- Trouble, words and signals

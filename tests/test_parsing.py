@@ -153,7 +153,7 @@ ODD = [x509.RFC822Name("me@site.example"), x509.RFC822Name("mail.site.example"),
        x509.UniformResourceIdentifier("https://site.example/"),
        x509.RegisteredID(x509.ObjectIdentifier("1.2.3.4")),
        x509.OtherName(x509.ObjectIdentifier("1.3.6.1.4.1.311.20.2.3"), b"\x0c\x02me"),
-       x509.DirectoryName(pki.common_name("site.example")),
+       x509.DirectoryName(pki.common_name("site.example")), x509.DirectoryName(x509.Name([])),
        *map(x509.DNSName, ["", ".", "..", ".example", "a..example", "a b.example", "a/../b.example",
                            "a\nb.example", "a\0.example", "\x1b[31m.example", "a.example:80",
                            "a@b.example", "-", "site.example.", "127.0.0.1", "../../etc"])]
@@ -250,8 +250,8 @@ def test_signatures(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("value, seconds", [
     ("0", 0), ("120", 120), ("999999999", 999999999), ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
-    ("Sun, 06 Nov 1994 08:49:37 GMT", 0), ("", 0), ("soon", 0), ("-5", 0), ("1.5", 0), ("\xb2", 0),
-    ("1e9", 0), ("9" * 20, 0), ("Fri, 99 Foo 2026 99:99:99 GMT", 0)])
+    ("Sun, 06 Nov 1994 08:49:37 GMT", 0), ("", None), ("soon", None), ("-5", None), ("1.5", None),
+    ("\xb2", None), ("1e9", None), ("9" * 20, None), ("Fri, 99 Foo 2026 99:99:99 GMT", None)])
 def test_retry_after(value, seconds):
     """Seconds, or a date, which may be over; nothing else counts (RFC 9110, 10.2.3)."""
     assert answer(Retry_After=value).retry_after() == seconds
@@ -267,6 +267,7 @@ def test_retry_after(value, seconds):
         {"type": "dns-01"}, {"type": "http-01", "error": {"detail": "404"}}]},
      ["invalid", "404"]),
     ({"status": "invalid", "error": {"detail": "expired"}}, ["invalid", "expired"]),
+    ({"status": "invalid", "error": {"status": 404}}, ["invalid; HTTP status 404"]),
     *((body, ["HTTP status 403"]) for body in (
         {}, [1], None, "text", 7, b"", b"<html>", b"\xff\xfe", b"{\"a\": \"\xff\"}", b"9" * 100000,
         b"[" * 200000, b"{\"a\":" * 100000, {"type": None, "detail": {"a": 1}}, {"error": "no"},
@@ -350,6 +351,29 @@ def test_urls_that_nothing_is_sent_to(url):
         asked(url.replace("HOST", "localhost:1"))
 
 
+@pytest.mark.parametrize("location", [None, "", "x", "/x", "http://localhost/", ["https://x"]])
+def test_new_objects_need_a_url(location):
+    """What a CA makes is nothing to go on with if it does not say where."""
+    headers = {"Location": location} if isinstance(location, str) else {}
+    with pytest.raises(Error, match='no usable "Location"'):
+        print(answer({"Location": location}, 201, **headers)["Location"])
+
+
+@pytest.mark.parametrize("refusal", [
+    answer({"type": "urn:ietf:params:acme:error:badNonce"}, 429),
+    answer({}, 429, Retry_After="soon"), answer({}, 429, Retry_After="3600"),
+    answer(b"<html>", 503, Retry_After="3600")],
+    ids=["nonce", "nonsense", "later", "maintenance"])
+def test_asked_once(refusal):
+    """A limit, or an outage of an hour, is no worse for being asked again; and it is told."""
+    left = [refusal]
+    assert asked(URL, lambda *_: left.pop()) is refusal and not left
+    ca = script.CA(URL, SimpleNamespace(jwk={}))
+    ca.send = lambda *_: refusal
+    with pytest.raises(Error, match="^https://ca.example/x: (?!.*no directory)"):
+        ca.directory()
+
+
 def test_a_hundred_nonces_are_refused():
     """So many in a row are borne, no more."""
     refused = [answer({"type": "urn:ietf:params:acme:error:badNonce"}, 400)] * 100
@@ -376,7 +400,8 @@ def other(names, key=PUBLIC):
     (other([]), "without a.example, www.a.example"), (other(["evil.example"]), "without a.example"),
     (other(["*.a.example", "a.example"]), "without www.a.example"),
     *((data, URL) for data in (
-        (PEM + CHAIN)[:-100], PEM + b"-----BEGIN CERTIFICATE-----\n!-----END CERTIFICATE-----\n",
+        (PEM + CHAIN)[:-100], (PEM + CHAIN)[:-26],
+        PEM + b"-----BEGIN CERTIFICATE-----\n!-----END CERTIFICATE-----\n",
         PEM + pki.block(b"nothing of the kind"), PEM + pki.block(b""), pki.block(DER[:-1]) + CHAIN,
         pki.block(DER + b"\0\0") + CHAIN, pki.block(b"\x30\x82\xff\xff" + DER) + CHAIN, DER,
         pki.block(b"\x30\x80" * 5000) + CHAIN, b"<html>", b"", {"certificate": "none"},
@@ -425,6 +450,12 @@ def test_flags(flag):
     assert getattr(settings({flag: False, "FullchainFile": "x"}, option), name)
 
 
+def test_empty_values():
+    """They are as good as none."""
+    found = settings({"Profile": "", "Contact": [], "ChainFile": "", "AcmeDir": ""})
+    assert not (found.profile or found.contact or found.chain_file or found.acme_dir)
+
+
 def test_the_command_line_wins():
     """What it says counts, whatever the file says; the last of two counts."""
     found = settings({**TEXTS, "Quiet": True}, "--ca", "https://b.example/dir", "--cert-file=new",
@@ -453,6 +484,9 @@ def test_which_ca(config, words, ca, mode):
     ({"Acme-Dir": "/tmp"}, "Acme-Dir"), ({"--quiet": True}, "--quiet"), ({"Version": "1"}, ""),
     ({"example.org": "/var/www"}, '"example.org" must be {"DocumentRoot"'), ({"a.b": None}, "a.b"),
     ({"example.org": {"DocumentRot": "/tmp"}}, "example.org"), ({"a.b": {}}, "a.b"),
+    ({"a.b": {"Foo": None}}, "a.b"), ({"a.b": {"DocumentRoot": 5}}, "a.b"), ({"CSR": {}}, "CSR"),
+    ({"a.b": {"DocumentRoot": ""}}, "a.b"), ({"AcmeDir": {"a.b": "/x"}}, '"AcmeDir" must be text'),
+    ({"Renew": {"AcmeDir": "/x"}}, '"Renew" must be true'),
     ({"a.b": {"AcmeDir": 5}}, "AcmeDir"), ({"AcmeDir": True}, "AcmeDir"), ({"AcmeDir": "a\0"}, ""),
     ({"CertFile": None}, "CertFile"), ({"DocumentRoot": 7}, "DocumentRoot"),
     ({"Quiet": "yes"}, "Quiet"), ({"Quiet": 1}, "Quiet"), ({"Quiet": None}, "Quiet"),

@@ -131,7 +131,7 @@ def test_dry_run(letsacme, basics, pebble, names, key):
                       env={"SSL_CERT_FILE": str(pebble.ca_file)})
     assert result.status == 0, result.err
     check_chain(result.out, hosts, key(), pebble.root)
-    assert "(test mode)" in result.err and re.search("^W: ", result.err, re.M)
+    assert re.match("letsacme .*(test mode)", result.err) and re.search("^W: ", result.err, re.M)
     assert output.read_bytes() == before and not (letsacme.folder / "new.pem").exists()
 
 

@@ -59,7 +59,7 @@ def test_the_ca_is_busy(trial, seconds, date, least):
     result = trial.works({"newOrder": [busy(seconds, 429)], "finalize": [busy(date, 503)]})
     for resource in "newOrder", "finalize":
         assert result.ca.pauses(resource)[0] >= least
-    assert result.err.count("W: ") == (2 if least else 0)
+    assert result.err.count("W: ") == (2 if least else 0) and result.ca.connections == 1
 
 
 @core

@@ -138,11 +138,16 @@ def test_identifier_with_leading_zeros():
 
 
 def test_due_by_what_is_asked(decide, tmp_path):
-    """Another name or key, or an output that is new, is reason enough; fewer names are not."""
+    """Another name or key, or an output that is new or empty (but not an empty chain) is reason
+    enough; fewer names are not."""
     old = ISSUER.leaf(NAMES, PUBLIC)
+    empty = tmp_path / "empty"
+    empty.touch()
     for due, asked in ((False, {}), (False, {"names": NAMES[:1]}), (True, {"public": b"another"}),
                        (True, {"names": [*NAMES, "c.example"]}),
-                       (True, {"outputs": {"chain_file": tmp_path / "missing"}})):
+                       (True, {"outputs": {"chain_file": tmp_path / "missing"}}),
+                       (True, {"outputs": {"cert_file": empty}}),
+                       (False, {"outputs": {"chain_file": empty}})):
         assert decide(old, information(10, 20), **asked)[0] == due, asked
 
 

@@ -10,7 +10,7 @@ import re
 
 import pki
 import pytest
-from faults import ERROR, MISSING, change, delivered, fields, flood, problem, put, replace
+from faults import ERROR, MISSING, change, delivered, fields, flood, hang_up, problem, put, replace
 from trials import SECRET, refusals
 
 core = pytest.mark.core
@@ -140,6 +140,23 @@ def test_answers_that_never_get_through(trial):
     """The CA has done what it was asked, but never manages to say so: the order does."""
     trial.works({"challenge": [None] + [HEARD] * 1000, "finalize": HEARD},
                 waits={"REQUEST_PATIENCE": 0.5, "DOUBT_PATIENCE": 5})
+
+
+def test_the_answer_to_a_challenge_is_lost(trial):
+    """The order, and nothing else, shows that the CA has heard of it."""
+    lost = delivered(hang_up)
+    trial.works({"challenge": [None] + [lost] * 1000},
+                waits={"REQUEST_PATIENCE": 0.5, "DOUBT_PATIENCE": 5})
+    result = trial.fails({"challenge": lost, "order": STUCK})
+    assert told_of(result, "site.example")
+
+
+def test_a_valid_name_may_have_a_failed_challenge(trial):
+    """Another try, or another challenge, has proved it: the authorization is what counts."""
+    def failed(request, reply):
+        if reply.body["status"] == "valid":
+            reply.body["challenges"][0]["status"] = "invalid"
+    trial.works({"authz": failed, "order": [STUCK] * 2}, ca={"validation": 2})
 
 
 def test_the_answer_to_no_challenge_gets_through(trial):

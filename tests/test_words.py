@@ -123,7 +123,7 @@ MISTAKES = {
     "a flag that is neither": (config({"Renew": "yes"}),
         '2 E: "Renew" must be true or false'),
     "a list as a path": (config({"CertFile": ["cert.pem"]}),
-        '2 E: "CertFile" must be text, and not empty'),
+        '2 E: "CertFile" must be text'),
     "--renew alone": (given(renew=True),
         "2 E: --renew needs a --fullchain-file"),
     "a key for EAB without its name": (given(eab_hmac_key="c2VjcmV0"),
