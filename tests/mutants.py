@@ -3,8 +3,9 @@
 
     python3 tests/mutants.py [WORD ...]     all mutants, or those with these words in them
 
-It needs what the tests need (see run.sh), and takes some minutes. A mutant that survives is a gap
-in the tests; one whose text is gone from letsacme.py belongs out of the list, or changed.
+It needs what the tests need, which is there after sh tests/run.sh, and takes some minutes. A
+mutant that survives is a gap in the tests; one whose text is gone from letsacme.py belongs out of
+the list, or changed.
 """
 import functools
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 
 TOP = Path(__file__).resolve().parent.parent
 SCRIPT = TOP / "letsacme.py"
+PYTHON = TOP / ".tox" / "tests" / "bin" / "python"  # which has pytest and the like
 # Each is: what breaks, the old text, the new one, and the tests that are to notice (a file, or a
 # file and a word of its tests). If those do not, all quick tests are run.
 MUTANTS = [
@@ -167,7 +169,8 @@ def run(script, tests):
     words = ["tests/%s.py" % file, "-k", word[0] if word else ""]
     if tests == "quick":
         words = ["-m", "quick", "tests", "--ignore=tests/test_budget.py"]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-rfE", *words]
+    python = PYTHON if PYTHON.exists() else sys.executable
+    command = [python, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-rfE", *words]
     done = subprocess.run(command, env=dict(os.environ, LETSACME_SCRIPT=str(script)), cwd=TOP,
                           capture_output=True, text=True)
     failed = re.search("^(?:FAILED|ERROR) (.*?)(?: - .*)?$", done.stdout, re.M)
