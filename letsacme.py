@@ -242,7 +242,9 @@ def await_validation(ca, order_url, challenges, in_doubt):
     waiting = [url for url, _ in challenges.values()]
     order = ca.read(order_url)
     while order['status'] == 'pending':
-        while waiting:  # some CAs show a failure in the authorization alone
+        # Some CAs show a failure in the authorization alone, but one that takes some seconds may
+        # just be slow, and is not asked about each name yet.
+        while waiting and (in_doubt or patience.pause > 5 * FIRST_PAUSE):
             authorization = ca.read(waiting[0])
             if authorization['status'] != 'valid':
                 if has_failed(authorization):

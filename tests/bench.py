@@ -7,7 +7,7 @@ away. The clients take turns, so that what else the machine does befalls all ali
 are made before the clock starts, and a run counts only if its certificate is for all the names.
 
     python3 tests/bench.py                          # some minutes
-    python3 tests/bench.py --names 1,10,100 --rtt 0,100 --slow --json all.json   # more than an hour
+    python3 tests/bench.py --names 1,10,100 --rtt 0,100 --slow --idle --repeats 1   # half an hour
     python3 tests/bench.py --clients letsacme,certbot,lego --idle   # also: nothing is due
 
 What it needs is fetched into the folder .tools: Pebble, nginx and lego from Debian, acme-tiny and

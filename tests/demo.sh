@@ -21,7 +21,7 @@ clean_up() {
     if [ $status != 0 ]; then
         echo
         echo "The demo failed (status $status). The last lines of the logs:"
-        tail -n 5 "$demo"/*.log || true
+        tail -n 5 "$demo"/*.log 2> /dev/null || true
     fi >&2
     for server in $servers; do
         kill "$server" 2> /dev/null || true
@@ -203,4 +203,4 @@ for name in $names; do
     run curl -sS --cacert root.pem --resolve "$name:$https:127.0.0.1" "https://$name:$https/"
 done
 
-title "Done; the servers are stopped and all files of the demo removed"
+title "Done; the servers are stopped and the folder of the demo is removed"

@@ -176,10 +176,11 @@ class ScriptedCA:
         self.issuer = options.get("issuer") or Issuer()
         (folder / "challenges").mkdir(parents=True)
         self.challenges = options.get("challenges", folder / "challenges")
+        self.host = options.get("host", "localhost")
         self.ca_file = folder / "root.pem"
         self.ca_file.write_bytes(pem(self.issuer.root))
         self.server = Server(self, self.tls_context())
-        self.base = "https://localhost:%d" % self.server.server_port
+        self.base = "https://%s:%d" % (self.host, self.server.server_port)
         self.directory = self.base + "/directory"
         self.http_port = options.get("http_port", 80)
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
@@ -207,7 +208,7 @@ class ScriptedCA:
         start, end = (now + datetime.timedelta(days=each)
                       for each in self.options.get("tls_days", (-1, 9)))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.issuer.ca.issue_cert(self.options.get("tls_name", "localhost"), not_before=start,
+        self.issuer.ca.issue_cert(self.options.get("tls_name", self.host), not_before=start,
                                   not_after=end).configure_cert(context)
         return context
 
