@@ -136,8 +136,7 @@ def prepare():
     call("sh", TESTS / "packages.sh", TOOLS, "here", "nginx", "libnss-wrapper")
     if not (VENV / "ready").exists():
         call(sys.executable, "-m", "venv", VENV)
-        call(PYTHON, "-m", "pip", "install", "acme-tiny", "certbot", "cryptography", "pytest",
-             "trustme")
+        call(PYTHON, "-m", "pip", "install", "acme-tiny", "certbot", "cryptography", "trustme")
         (VENV / "ready").touch()
 
 
@@ -170,7 +169,7 @@ def new_job(folder, count, nginx, idle):
 def environment(job):
     """What a client finds in its environment: the CA's root, and names that lead to nginx."""
     trust = dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "LEGO_CA_CERTIFICATES"),
-                          str(job.ca_file))
+                          str(job.ca.ca_file))
     return dict(trust, PATH=os.environ["PATH"], HOME=str(job.folder), LANG="C.UTF-8",
                 LD_PRELOAD=support.library("libnss_wrapper.so"), NSS_WRAPPER_HOSTS=str(job.hosts))
 
@@ -193,7 +192,7 @@ async def proxy(job, rtt):
         connections.append(asyncio.current_task())
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(rtt)  # the opening of the TCP connection
-            reader, writer = await asyncio.open_connection("127.0.0.1", job.ca_port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", job.ca.port)
             await asyncio.gather(carry(client_reader, writer, rtt / 2),
                                  carry(reader, client_writer, rtt / 2))
 
@@ -204,7 +203,8 @@ async def proxy(job, rtt):
 
 
 async def time_client(client, job, rtt, limit):
-    """Runs a client; returns what the stopwatch says, and the number of connections."""
+    """Runs a client; returns its figures."""
+    before = len(job.ca.requests)
     async with proxy(job, rtt) as connections:
         job.directory = "https://127.0.0.1:%d/dir" % job.port
         command, job.certificate = CLIENTS[client](job)
@@ -225,7 +225,8 @@ async def time_client(client, job, rtt, limit):
     if status not in (0, NOTHING_DUE.get(client)):
         raise Failed("exit status %d: %s" % (
             status, " ".join(job.log.read_text().split())[-300:]))
-    return float(wall), float(cpu), int(memory) / 1024, len(connections)
+    return dict(zip(FIGURES, (float(wall), float(cpu), int(memory) / 1024,
+                              len(job.ca.requests) - before, len(connections))))
 
 
 def run(client, cell, limit):
@@ -242,8 +243,8 @@ def run(client, cell, limit):
                             retryAfter={"authz": 0, "order": 0}, **pace)
         stack.callback(ca.stop)
         job = new_job(folder, names, nginx, kind == "idle")
-        job.ca_file, job.ca_port = ca.ca_file, ca.port
-        figures = asyncio.run(measured(client, job, ca, rtt / 1000, limit))
+        job.ca = ca
+        figures = asyncio.run(time_client(client, job, rtt / 1000, limit))
         try:
             issued = job.certificate.read_text()
             if not job.idle:  # then certbot has made a key of its own
@@ -251,17 +252,10 @@ def run(client, cell, limit):
         except (AssertionError, OSError, ValueError, subprocess.SubprocessError) as error:
             raise Failed("no certificate for the names: %r" % error) from None
         if job.idle:
-            figures = asyncio.run(measured(client, job, ca, rtt / 1000, limit))
+            figures = asyncio.run(time_client(client, job, rtt / 1000, limit))
             if job.certificate.read_text() != issued:
                 raise Failed("it was not due, but renewed")
     return figures
-
-
-async def measured(client, job, ca, rtt, limit):
-    """Runs a client; returns its figures."""
-    before = len(ca.requests)
-    wall, cpu, memory, connections = await time_client(client, job, rtt, limit)
-    return dict(zip(FIGURES, (wall, cpu, memory, len(ca.requests) - before, connections)))
 
 
 # All runs

@@ -17,7 +17,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 
 TOP = Path(__file__).resolve().parent.parent
 SCRIPT = Path(os.environ.get("LETSACME_SCRIPT") or TOP / "letsacme.py")
@@ -51,16 +50,12 @@ def tool(name):
     return found
 
 
-def library(name, needed=True):
-    """The path of a shared library, from the tools folder or the machine.
-
-    A missing one is an error if it is needed, or else "", which LD_PRELOAD overlooks.
-    """
+def library(name):
+    """The path of a shared library, from the tools folder or the machine; see tool."""
     for folder in (TOOLS / "usr/lib/*-linux-*", "/usr/lib/*-linux-*", "/usr/lib64", "/usr/lib"):
         for path in glob.glob("%s/%s" % (folder, name)):
             return path
-    assert not needed, "%s is missing: 'sh tests/run.sh' fetches it" % name
-    return ""
+    raise AssertionError("%s is missing: 'sh tests/run.sh' fetches it" % name)
 
 
 def tools_env(**more):
@@ -154,12 +149,6 @@ def module():
     """letsacme.py as a module of this process."""
     sys.path.insert(0, str(SCRIPT.parent))
     return importlib.import_module("letsacme")
-
-
-def cases(table):
-    """Parametrise by the values of a table, named by its keys; the first is a core test."""
-    return [pytest.param(value, id=name, marks=[pytest.mark.core] * (number == 0))
-            for number, (name, value) in enumerate(table.items())]
 
 
 _serial = itertools.count(1)

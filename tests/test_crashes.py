@@ -134,7 +134,7 @@ if not {end}:
 sys.exit(status)
 """
 # What lines have in them that change a file system
-CHANGES = r"'xb?'|\.write\(|os\.(makedirs|remove|rename|chown|chmod|fsync)\("
+CHANGES = r"'x'|\.(write|truncate)\(|os\.(makedirs|remove|rename|open|chown|chmod|fsync)\("
 
 
 class Renewal:

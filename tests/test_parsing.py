@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from jwcrypto.jwk import JWK
 from trials import SECRET
 
-sys.path.insert(0, str(support.SCRIPT.parent))
-import letsacme as script  # noqa: E402
-
+script = support.module()
 pytestmark = pytest.mark.quick
 
 
