@@ -58,6 +58,7 @@ from email.utils import formatdate, mktime_tz, parsedate_tz
 VERSION = '2.0.0'
 LETS_ENCRYPT = 'https://acme-v02.api.letsencrypt.org/directory'
 LETS_ENCRYPT_STAGING = 'https://acme-staging-v02.api.letsencrypt.org/directory'
+# {'--ca': 'URL', '--renew': '', ...}: what stands above, by option; '' if it takes no value
 OPTIONS = dict(re.findall(r'^  (--[a-z-]+)(?:, --[a-z-]+)?(?: ([A-Z]+))?', __doc__, re.M))
 WELL_KNOWN = '/.well-known/acme-challenge'
 USER_AGENT = {'User-Agent': f'letsacme/{VERSION}'}
@@ -67,7 +68,7 @@ REQUEST_PATIENCE = 120  # with a CA that is down, busy or silent
 WORK_PATIENCE = 600  # with a validation or an issuance
 DOUBT_PATIENCE = 10  # with a validation about which the CA has complained
 LONGEST_RUN = 3600
-FIRST_PAUSE, LONGEST_PAUSE, LONGEST_POLL_PAUSE = 0.25, 5, 30
+FIRST_PAUSE, SLOW_PAUSE, LONGEST_PAUSE, LONGEST_POLL_PAUSE = 0.25, 1.25, 5, 30
 TEMPORARY = []  # paths of files that are removed at the end
 
 # ---- The story of getting a certificate
@@ -109,7 +110,7 @@ def run(settings):
             return 3
         register(ca, settings)
         order = place_order(ca, csr, old, settings.profile)
-        order_url = order['Location']
+        order_url = order.location()
         if order['status'] == 'pending':
             challenges = prove(ca, order, directories, settings)
             order = validate(ca, order_url, challenges)
@@ -130,9 +131,9 @@ def register(ca, settings):
         protected = {'alg': 'HS256', 'kid': settings.eab_kid, 'url': url}  # RFC 8555, 7.3.4
         binding = jws(protected, ca.key.jwk, lambda data: hmac.new(secret, data, 'sha256').digest())
         answer = ca.ask(url, dict(account, externalAccountBinding=binding))
-    ca.signer = {'kid': answer.accepted()['Location']}
+    ca.signer = {'kid': answer.accepted().location()}
     terms = [f'{meta.get("termsOfService", "")}' for meta in ca.directory().objects('meta')]
-    log(f'  {answer["Location"]}, terms of service: {"".join(terms) or "none"}')
+    log(f'  {answer.location()}, terms of service: {"".join(terms) or "none"}')
 
 def place_order(ca, csr, old, profile):
     """Return a new order (RFC 8555, 7.4), which may replace an old certificate (RFC 9773, 5)."""
@@ -143,7 +144,7 @@ def place_order(ca, csr, old, profile):
         answer = ca.ask(ca.directory()['newOrder'], dict(order, replaces=old.renewal_id))
         if answer.code // 100 != 4 or answer.code == 429 or answer.problem == 'rateLimited':
             return answer.accepted()
-        log(f'W: ordering again without "replaces": {in_words(answer)}')
+        log(f'W: ordering again without "replaces": {answer.words()}')
     return ca.ask(ca.directory()['newOrder'], order).accepted()
 
 def prove(ca, order, directories, settings):
@@ -210,68 +211,61 @@ def validate(ca, order_url, challenges):
     """Have the CA validate all names; return the order after that (RFC 8555, 7.5.1). Raise Error if
     it cannot, which CAs show in the answer to a challenge, the authorization or the order."""
     complaints = answer_challenges(ca, challenges)
-    try:
+    with about('; '.join(complaints.values())):  # for when the CA cannot be asked any more
         order = await_validation(ca, order_url, challenges, bool(complaints))
-        if order['status'] in ('ready', 'processing', 'valid'):
-            log('  Verified!')
-            return order
-        failures = list_failures(ca, order, challenges, complaints)
-    except Error as error:  # the CA cannot be asked any more
-        failures = [f'{words}{error}' for words in complaints.values()] or error.args
-    raise Error(*failures)
+        verified = order['status'] in ('ready', 'processing', 'valid')
+        failures = [] if verified else list_failures(ca, order, challenges, complaints)
+    require(verified, *failures)
+    log('  Verified!')
+    return order
 
 def answer_challenges(ca, challenges):
     """Tell the CA that the files are there (RFC 8555, 7.5.1); return its complaints by name. Not
     they decide but the order, though it gets little time to show that all is well."""
     complaints = {}
     for name, (_, url) in challenges.items():
-        try:
-            answer = ca.ask(url, {})
-        except Error as error:
-            complaints[name] = f'{name}: {error}; then '
-            break  # the CA is down: other challenges would take as long
-        if answer.code >= 300 or has_failed(answer):
-            complaints[name] = f'{name}: {answer.refusal()}; then '
+        answer = ca.ask(url, {})
+        if answer.has_failed():
+            complaints[name] = f'{name}: {answer.refusal()}'
         if answer.code >= 500:
-            break
+            break  # the CA is down: the other challenges would take as long
     return complaints
 
 def await_validation(ca, order_url, challenges, in_doubt):
     """Return the order once it is not pending, or a name has failed, or patience is at its end."""
-    patience = Patience(DOUBT_PATIENCE if in_doubt else WORK_PATIENCE, FIRST_PAUSE)
     waiting = [url for url, _ in challenges.values()]
     order = ca.read(order_url)
-    while order['status'] == 'pending':
-        # Some CAs show a failure in the authorization alone, but one that takes some seconds may
-        # just be slow, and is not asked about each name yet.
-        while waiting and (in_doubt or patience.pause > 5 * FIRST_PAUSE):
-            authorization = ca.read(waiting[0])
-            if authorization['status'] != 'valid':
-                if has_failed(authorization):
-                    return order
-                break
-            del waiting[0]
-        if not patience.wait(0 if in_doubt else order.poll_pause()):
+    for pause in pauses(DOUBT_PATIENCE if in_doubt else WORK_PATIENCE, FIRST_PAUSE):
+        if order['status'] != 'pending':
             break
+        # A CA that takes some seconds may just be slow, and is not asked about each name yet.
+        if (in_doubt or pause > SLOW_PAUSE) and first_has_failed(ca, waiting):
+            break
+        time.sleep(pause if in_doubt else max(pause, order.poll_pause()))
         order = ca.read(order_url)
     return order
+
+def first_has_failed(ca, waiting):
+    """Return whether the first name that is not valid has failed, which some CAs show in its
+    authorization alone; take the URLs of valid ones from the list."""
+    while waiting:
+        authorization = ca.read(waiting[0])
+        if authorization['status'] != 'valid':
+            return authorization.has_failed()
+        del waiting[0]
+    return False
 
 def list_failures(ca, order, challenges, complaints):
     """Return a line for each name that is not valid: the first complaint, and how it stands."""
     lines = []
     for name, (url, _) in challenges.items():
         authorization = ca.read(url)
-        if authorization['status'] != 'valid' or name in complaints:
-            lines.append(f'{complaints.get(name, "")}{in_words(authorization)}')
+        before = f'{complaints[name]}; then ' if name in complaints else ''
+        if authorization['status'] != 'valid' or before:
+            lines.append(before + authorization.words())
     if 'error' in order or not lines:
-        lines.append(f'{order.url}: {in_words(order)}')
+        lines.append(f'{order.url}: {order.words()}')
     return lines
-
-def has_failed(thing):
-    """Return whether a challenge, or an authorization with one, shows that a validation failed."""
-    return (thing.get('status') in ('invalid', 'expired', 'deactivated', 'revoked')
-            or thing.get('status') == 'pending' and 'error' in thing  # smallstep's CA
-            or any(map(has_failed, thing.objects('challenges'))))
 
 def issue(ca, order_url, order, csr):
     """Return the certificate that the CA issues for an order (RFC 8555, 7.4), and its chain."""
@@ -282,13 +276,13 @@ def issue(ca, order_url, order, csr):
             complaint = f'{order.refusal()}; then '
             with about(f'{order_url}: {order.refusal()}'):
                 order = ca.read(order_url)
-    patience = Patience(WORK_PATIENCE)
-    while order['status'] in ('processing', 'valid'):
-        ready = order['status'] == 'valid' and order.get('certificate')
-        if ready or not patience.wait(order.poll_pause()):
+    for pause in pauses(WORK_PATIENCE):
+        incomplete = order['status'] == 'valid' and not order.get('certificate')
+        if order['status'] != 'processing' and not incomplete:
             break
+        time.sleep(max(pause, order.poll_pause()))
         order = ca.read(order_url)
-    require(order['status'] == 'valid', f'{order_url}: {complaint}{in_words(order)}')
+    require(order['status'] == 'valid', f'{order_url}: {complaint}{order.words()}')
     chain = read_certificates(ca.read(order['certificate']).body, order['certificate'])
     require(chain[0].public_key == csr.public_key, 'the CA sent a certificate for another key')
     missing = sorted(csr.names.keys() - chain[0].names.keys())
@@ -356,7 +350,7 @@ class CA:
             answer = self.ask(self.url, method='GET')
             if answer.code >= 500 or answer.code == 429:
                 answer.accepted()
-            found = f'{in_words(answer)}: {answer.beginning}'
+            found = f'{answer.words()}: {answer.beginning}'
             require('newOrder' in answer, f'{self.url} is no directory of an ACME CA: {found}')
             self.known_directory = answer
         return self.known_directory
@@ -367,57 +361,64 @@ class CA:
 
     def ask(self, url, payload=None, method='POST'):
         """Return the CA's answer, be it a refusal, to a request that is repeated while trouble may
-        pass; raise Error if there is no answer."""
-        patience, troubled, bad_nonces, earlier = Patience(REQUEST_PATIENCE), False, 0, ''
-        while True:
-            try:
-                answer = self.send(method, url, payload, troubled)
-            except NETWORK_TROUBLE as error:
-                trouble = f'{url}: {reason(error)}'
-                # A bad certificate (Python 3.6 says so in words only), or a URL that cannot be one
-                final = isinstance(error, (ValueError, OverflowError))
-                final = final or 'CERTIFICATE_VERIFY_FAILED' in str(error)
-                if final or not patience.wait(0, trouble):
-                    raise Error(trouble) from None
-                troubled = True
+        pass. If it does not pass, that is the answer: see send()."""
+        reached, earlier = True, ''
+        end = time.monotonic() + REQUEST_PATIENCE
+        for tries, pause in enumerate(pauses(REQUEST_PATIENCE)):
+            body = self.sign(url, payload) if method == 'POST' else None
+            if not reached:  # and not before: sign() may have used a connection that is closed now
+                self.close()
+            answer = self.send(method, url, body)
+            reached = answer.code != UNREACHED.status
+            if answer.problem == 'badNonce' and answer.code < 429 and tries < 100:
                 continue
-            if 400 <= answer.code < 429 and answer.problem == 'badNonce' and bad_nonces < 100:
-                bad_nonces += 1
-                continue
-            after = answer.retry_after()
+            after, words = answer.retry_after(), answer.words()
             if answer.code < 500 and (answer.code != 429 or after is None):
                 answer.earlier = earlier
-                return answer
-            earlier = earlier or f'{in_words(answer)}; then '
-            if not patience.wait(after or 0, f'{url}: {in_words(answer)}'):
-                return answer
+                break
+            left = end - time.monotonic()
+            pause = max(pause, after or 0)
+            if pause > left:
+                break
+            if after or tries == 1:  # the first one may just have met an idle connection
+                log(f'W: {url}: {words}; trying again for {left:.0f} s')
+            if reached:
+                earlier = earlier or f'{words}; then '
+            time.sleep(pause)
+        return answer
 
-    def send(self, method, url, payload, troubled):
-        """Return the answer to one request; raise one of NETWORK_TROUBLE, or Error."""
+    def send(self, method, url, body):
+        """Return the answer to one request, or one with the status of UNREACHED and in words what
+        kept it from coming; raise Error if that is not going to pass."""
         match = re.fullmatch(r'https://((?:[\w.-]+|\[[\w:]+\])(?::[0-9]+)?)(/[!-~]*)', url, re.A)
         require(match, f'{url} is no https URL, so nothing is sent there')
         host, path = match.groups()
-        body = self.sign(url, payload) if method == 'POST' else None
         # Some servers refuse a GET that has a type.
         headers = {**USER_AGENT, 'Content-Type': 'application/jose+json'} if body else USER_AGENT
-        if troubled:  # some CAs close a connection in silence, if only after sign() got a nonce
-            self.close()
         if host not in self.connections:
             self.connections[host] = http.client.HTTPSConnection(
                 host, timeout=ANSWER_TIMEOUT, context=self.tls)
         connection = self.connections[host]
-        connection.request(method, path, body, headers)
-        with contextlib.closing(connection.getresponse()) as response:
-            content = response.read(MOST_BYTES + 1)
-        require(len(content) <= MOST_BYTES, f'{url}: the answer has more than {MOST_BYTES} bytes')
-        if response.length:
-            raise http.client.IncompleteRead(content)
+        try:
+            connection.request(method, path, body, headers)
+            with contextlib.closing(connection.getresponse()) as response:
+                content = response.read(MOST_BYTES + 1)
+            require(len(content) <= MOST_BYTES, f'{url}: the answer exceeds {MOST_BYTES} bytes')
+            if response.length:
+                raise http.client.IncompleteRead(content)
+        except NETWORK_TROUBLE as error:
+            # A bad certificate (Python 3.6 says so in words only), or a URL that cannot be one
+            final = isinstance(error, (ValueError, OverflowError))
+            final = final or 'CERTIFICATE_VERIFY_FAILED' in str(error)
+            require(not final, f'{url}: {reason(error)}')
+            return Answer({'detail': reason(error)}, url, UNREACHED, b'')
         nonce = response.getheader('Replay-Nonce', '')
         self.nonce = nonce if re.fullmatch('[A-Za-z0-9_-]+', nonce) else None
         return read_answer(url, response, content)
 
     def sign(self, url, payload):
-        """Return the body of a signed request (RFC 8555, 6.2 to 6.5)."""
+        """Return the body of a signed request (RFC 8555, 6.2 to 6.5). It may ask for a nonce, but
+        by a request that is not signed."""
         if not self.nonce:
             answer = self.ask(self.directory()['newNonce'], method='HEAD').accepted()
             require(self.nonce, f'{answer.url}: the answer has no Replay-Nonce')
@@ -430,25 +431,15 @@ class CA:
         for connection in self.connections.values():
             connection.close()
 
-class Patience:
-    """How long something may take, and how long to wait for the next try."""
+UNREACHED = types.SimpleNamespace(status=599, headers={})  # stands in for a response
 
-    def __init__(self, seconds, pause=0):
-        # At first often no pause: an idle connection may have been closed, or the CA be ready.
-        self.end, self.pause = time.monotonic() + seconds, pause
-
-    def wait(self, asked, trouble=''):
-        """Let at least the seconds pass that the CA asks for, and log why if it is for trouble;
-        return False at once if that would be too long."""
-        seconds = max(self.pause, asked)
-        left = self.end - time.monotonic()
-        if seconds > left:
-            return False
-        if trouble and seconds and self.pause <= FIRST_PAUSE:
-            log(f'W: {trouble}; trying again for {left:.0f} s')
-        time.sleep(seconds)
-        self.pause = min(max(1.3 * self.pause, FIRST_PAUSE), LONGEST_PAUSE)
-        return True
+def pauses(seconds, pause=0):
+    """Yield the pauses before further looks or tries, which grow, until so many seconds are over.
+    The first is often none: the CA may be ready, or an idle connection just have been closed."""
+    end = time.monotonic() + seconds
+    while time.monotonic() + pause < end:
+        yield pause
+        pause = min(max(1.3 * pause, FIRST_PAUSE), LONGEST_PAUSE)
 
 class Answer(dict):
     """The JSON object in an answer of the CA, or one inside of it, and what came with it. With []
@@ -457,7 +448,7 @@ class Answer(dict):
     KINDS = {'authorizations': list, 'identifier': dict, 'suggestedWindow': dict}  # else text
 
     def __init__(self, fields, url, response, body):
-        super().__init__(fields, Location=response.headers.get('Location'))
+        super().__init__(fields)
         self.url, self.body = url, body
         self.code, self.headers = response.status, response.headers
         self.beginning = body[:200].decode('utf-8', 'replace')
@@ -468,16 +459,41 @@ class Answer(dict):
         """Return a field; raise Error if it is missing or of another type."""
         value = self.get(field)
         good = isinstance(value, self.KINDS.get(field, str))
-        good = good and all(isinstance(each, str) for each in value)  # URLs, keys or letters
-        good = good and (field != 'Location' or value.startswith('https://'))
+        if isinstance(value, list):  # of URLs
+            good = good and all(isinstance(url, str) for url in value)
         require(good, f'{self.url}: the answer has no usable "{field}": {self.beginning}')
         return value
+
+    def location(self):
+        """Return the URL of what was made or found; raise Error if the CA has not told it."""
+        url = self.headers.get('Location', '')
+        good = url.startswith('https://')
+        require(good, f'{self.url}: the answer has no usable "Location": {self.beginning}')
+        return url
 
     def objects(self, field):
         """Return the objects in a field, which may hold one, a list of them, or neither."""
         value = self.get(field)
         values = value if isinstance(value, list) else [value]
         return [each for each in values if isinstance(each, Answer)]
+
+    def has_failed(self):
+        """Return whether this, or a challenge in it, shows that a validation failed."""
+        return (self.code >= 300
+                or self.get('status') in ('invalid', 'expired', 'deactivated', 'revoked')
+                or self.get('status') == 'pending' and 'error' in self  # smallstep's CA
+                or any(each.has_failed() for each in self.objects('challenges')))
+
+    def words(self):
+        """Return a problem (RFC 8555, 6.7), an order, authorization or challenge in words."""
+        known = [self.get(field) for field in ('detail', 'type', 'status')]
+        words = ', '.join(each for each in known if isinstance(each, str))
+        names = [f'{each.get("value")}: ' for each in self.objects('identifier')]
+        words = words or f'HTTP status {self.get("status", self.code)}'
+        parts = [self.earlier + ''.join(names) + words]
+        for each in [self] + self.objects('challenges'):
+            parts += [part.words() for part in each.objects('error') + each.objects('subproblems')]
+        return '; '.join(parts)[:4000]
 
     def accepted(self):
         """Return the answer; raise Error if it is a refusal."""
@@ -488,8 +504,8 @@ class Answer(dict):
         """Return in words what the CA has refused, and when to come back if it says that."""
         after = self.retry_after()
         if not after or self.code < 400:
-            return in_words(self)
-        return f'{in_words(self)}; come back after {formatdate(time.time() + after, usegmt=True)}'
+            return self.words()
+        return f'{self.words()}; come back after {formatdate(time.time() + after, usegmt=True)}'
 
     def retry_after(self):
         """Return the seconds that the CA wants to pass (RFC 9110, 10.2.3), None if not told."""
@@ -511,16 +527,6 @@ def read_answer(url, response, body):
         value = json.loads(body, object_hook=lambda fields: Answer(fields, url, response, body))
     return value if isinstance(value, Answer) else Answer({}, url, response, body)
 
-def in_words(thing):
-    """Return a problem (RFC 8555, 6.7), an order, an authorization or a challenge in words."""
-    known = [each for each in map(thing.get, ('detail', 'type', 'status')) if isinstance(each, str)]
-    names = [f'{each.get("value")}: ' for each in thing.objects('identifier')]
-    words = ', '.join(known) or f'HTTP status {thing.get("status", thing.code)}'
-    parts = [thing.earlier + ''.join(names) + words]
-    for each in [thing] + thing.objects('challenges'):
-        parts += map(in_words, each.objects('error') + each.objects('subproblems'))
-    return '; '.join(parts)[:4000]
-
 # ---- The account key, and JOSE
 
 class AccountKey:
@@ -531,7 +537,7 @@ class AccountKey:
         with about(path):
             open(path).close()  # since openssl has no good words for a file that is missing
             public = self.openssl(b'', 'pkey', '-pubout', '-outform', 'DER', '-in', path)
-            [(_, self.public_key)] = elements(public)
+            [self.public_key] = contents(public)
             # RFC 5280, 4.1.2.7; the first byte of the bits counts the unused ones.
             *identifiers, bits = [content for _, content in leaves(public)]
             if identifiers[0] == RSA:
@@ -596,9 +602,9 @@ class SigningRequest:
         with about(path):
             self.der, *more = read_pem(read_file(path), 'CERTIFICATE REQUEST')
             require(not more, 'holds more than one certificate signing request')
-            [(_, request)] = elements(self.der)
-            (_, information), *_ = elements(request)
-            _, (_, subject), (_, self.public_key), *_ = elements(information)
+            [request] = contents(self.der)
+            information, *_ = contents(request)
+            _, subject, self.public_key, *_ = contents(information)
             self.names = alt_names(self.der)
             for value in values_of(COMMON_NAME, subject):
                 name = value.decode('latin-1')
@@ -615,13 +621,13 @@ class Certificate:
 
     def __init__(self, der):
         self.der = der
-        [(_, certificate)] = elements(der)
-        (_, signed), *_ = elements(certificate)
+        [certificate] = contents(der)
+        signed, *_ = contents(certificate)
         fields = [content for tag, content in elements(signed) if tag != VERSION_FIELD]
         serial, _, issuer, validity, subject, self.public_key, *_ = fields
         self.self_signed = issuer == subject
         self.names = alt_names(der)
-        self.starts, self.ends = [read_time(stamp.decode()) for _, stamp in elements(validity)]
+        self.starts, self.ends = [read_time(stamp.decode()) for stamp in contents(validity)]
         self.renewal_id = None  # RFC 9773, 4.1
         for value in values_of(AUTHORITY_KEY, der):
             key = dict(leaves(value)).get(KEY_IDENTIFIER)
@@ -644,7 +650,7 @@ def alt_names(der):
     """Return the identifiers (RFC 8555, 9.7.7) in a SubjectAltName, by name in small letters."""
     names = {}
     for value in values_of(ALT_NAMES, der):
-        [(_, entries)] = elements(value)
+        [entries] = contents(value)
         for tag, content in elements(entries):
             kind = 'dns' if tag == DNS_NAME else 'ip' if tag == IP_ADDRESS else 'other'
             name = str(ipaddress.ip_address(content)) if kind == 'ip' else content.decode('latin-1')
@@ -663,6 +669,10 @@ def leaves(data):
     for tag, content in elements(data):
         found += leaves(content) if tag & CONSTRUCTED else [(tag, content)]
     return found
+
+def contents(data):
+    """Return the content of each element of DER data."""
+    return [content for _, content in elements(data)]
 
 def elements(data):
     """Return tag and content of each element of DER data (X.690, 8.1); raise Error if it is cut."""
@@ -686,6 +696,10 @@ def read_time(text):
         return mktime_tz((*time.strptime(digits, form), 0))
 
 # ---- Files
+
+# An output is replaced: a new file, of the same owner and mode, is written beside it and takes its
+# place in one step. Where that cannot be done, the file itself is overwritten. may_be_replaced()
+# tells which, before the CA is asked and again when it is done.
 
 # Certificates in PEM and nothing else; the last one may be cut, as by a crash
 CERTIFICATES = (rb'\s*(-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]*'
@@ -742,27 +756,31 @@ def is_mounted(path):
     return os.path.ismount(path)
 
 def write_outputs(contents):
-    """Write files (bytes by path): all new ones beside their targets first, then each is put in
-    place in one step; those that cannot be replaced are overwritten."""
-    new = {}
-    for path, content in contents.items():
-        if may_be_replaced(path):
-            beside = os.path.join(os.path.dirname(path), f'.letsacme-{os.urandom(4).hex()}')
-            TEMPORARY.append(beside)
-            # Without the power to give a file away, which even root may lack, it is overwritten.
-            with about(path), contextlib.suppress(PermissionError):
-                old = os.stat(path) if os.path.exists(path) else None
-                write_file(beside, os.O_CREAT | os.O_EXCL, content, old)
-                new[path] = beside
+    """Write files (bytes by path): first new ones beside all that can be replaced, then each takes
+    its place in one step; the others are overwritten."""
+    new = {path: write_beside(path, contents[path]) for path in filter(may_be_replaced, contents)}
     for path, content in contents.items():
         with about(path):
-            if path in new:
+            if new.get(path):
                 os.rename(new[path], path)
             else:
                 log(f'W: {path} is overwritten, since it cannot be replaced in one step')
                 # A link or a pipe that has come into its place is an error.
                 write_file(path, os.O_NOFOLLOW | os.O_NONBLOCK, content, None)
             log(f'Written: {path}')
+
+def write_beside(path, content):
+    """Write a new file beside an output, of the old one's owner and mode, and return its path; None
+    if the owner cannot be given, a power that even root may lack."""
+    beside = os.path.join(os.path.dirname(path), f'.letsacme-{os.urandom(4).hex()}')
+    TEMPORARY.append(beside)
+    with about(path):
+        old = os.stat(path) if os.path.exists(path) else None
+        try:
+            write_file(beside, os.O_CREAT | os.O_EXCL, content, old)
+            return beside
+        except PermissionError:
+            return None
 
 def write_file(path, flags, content, old):
     """Write a file, to the disk, with the owner and mode of an old one if there is one."""
@@ -789,6 +807,7 @@ def remove(*paths):
 
 # ---- Settings
 
+# {'AccountKey': '--account-key', ...}
 KEYS = {name.title().replace('-', ''): name for name in OPTIONS}
 KEYS.update({'CA': KEYS.pop('Ca'), 'CSR': KEYS.pop('Csr')})
 
@@ -812,6 +831,7 @@ def read_settings(argv):
     settings.ca = re.sub(r'^(https://[^/]+)/?$', r'\1/directory', settings.ca)
     settings.contact = [to if ':' in to else f'mailto:{to}' for to in settings.contact.split()]
     require(settings.account_key and settings.csr, 'both --account-key and --csr are needed')
+    require('\n' not in settings.account_key, '--account-key must be the path of a file')
     require(settings.fullchain_file or not settings.renew, '--renew needs a --fullchain-file')
     require(re.fullmatch('[0-9]{0,5}', settings.check_port), '--check-port must be a number')
     base64url = re.fullmatch(r'([\w-]{4})*([\w-]{2,3}=*)?', settings.eab_hmac_key, re.ASCII)
@@ -825,7 +845,8 @@ def read_command_line(argv):
     while words:
         name, *values = re.sub(r'^--directory-url(?=$|=)', '--ca', words.pop(0)).split('=', 1)
         # A long word may be a key for external account binding, which must not get into a log.
-        told = re.sub(r'(?!--[a-z-]+\Z)[\w+/-]{16,}', '(not shown)', name)
+        secret = re.search(r'[\w+/-]{16,}', name) and not re.fullmatch('--[a-z-]+', name)
+        told = '(not shown)' if secret else name
         require(name in OPTIONS, f'unknown option or word: {told} (-h tells what there is)')
         takes = OPTIONS[name]
         while words and words[0][:2] != '--' and (takes == 'ADDRESS' or takes and not values):
@@ -845,6 +866,7 @@ def read_configuration(word):
         if isinstance(value, dict) and key not in KEYS:
             directories[key.lower()] = directory_in(key, value)
         elif key == 'DocumentRoot':  # of all other names
+            require(value, f'"{key}" must not be empty')
             directories[''] = to_path(f'"{key}"', value).rstrip('/') + WELL_KNOWN
         elif OPTIONS.get(KEYS.get(key)):
             texts = value if key == 'Contact' and isinstance(value, list) else [value]
@@ -866,9 +888,9 @@ def directory_in(name, entry):
 
 def to_path(what, value):
     """Return text from JSON as paths are here (in the C locale, Python 3.6 takes them for ASCII);
-    raise Error if it cannot be one, since it has a NUL in it, say, or half a character."""
-    good = isinstance(value, str) and not re.search('[\0\ud800-\udc7f\udd00-\udfff]', value)
-    require(good, f'{what} must be text')
+    raise Error if it cannot be one, with a NUL in it, half a character, or lines (a key?)."""
+    good = isinstance(value, str) and not re.search('[\0\n\ud800-\udc7f\udd00-\udfff]', value)
+    require(good, f'{what} must be one line of text')
     return os.fsdecode(value.encode('utf-8', 'surrogateescape'))
 
 # ---- Trouble, words and signals
