@@ -43,9 +43,10 @@ SITES = {
     "to-file": (to(b"file:///etc/hostname"), "HTTP status 302"),
     "to-closed": (to(b"http://127.0.0.1:1/place"), "after a redirect to http://127.0.0.1:1/place"),
     "to-ftp": (to(b"ftp://127.0.0.1:1/x"), "after a redirect to ftp://127.0.0.1:1/x"),
-    "to-nonsense": (to(b"http://[::1"), CUT), "no-http": (raw(wire(b"\x1b[31m\0\xff\r\n\r\n")), CUT),
+    "to-nonsense": (to(b"http://[::1"), CUT), "reset": (raw(faults.hang_up), "reset"),
     "to-escapes": (to(b"http://127.0.0.1:1/\x1b[31m"), ""),
-    "reset": (raw(faults.hang_up), "reset"), "closed": (raw(faults.close_instead), ""),
+    "closed": (raw(faults.close_instead), ""),
+    "no-http": (raw(wire(b"\x1b[31m\0\xff\r\n\r\n")), CUT),
     "escapes": (raw(wire(b"HTTP/1.1 404 \x1b[31m\x9b\r\n\r\n\x1b[31m")), "HTTP status 404"),
     "lost": (None, "ame"),              # which has no address
 }
