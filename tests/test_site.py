@@ -76,8 +76,6 @@ def test_the_site_never_ends(trial, site, deliver, waits, said):
     trial.fails(None, said, waits=waits, ca=site(raw(deliver)))
 
 
-# ---- The name server
-
 def test_the_ca_has_no_address(trial):
     """That is told when patience is at its end."""
     before = trials.snapshot(trial.site)
