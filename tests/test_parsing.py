@@ -3,7 +3,6 @@ answers of a CA, and the configuration."""
 import email.utils
 import json
 import os
-import re
 import subprocess
 import time
 from contextlib import nullcontext
@@ -26,8 +25,8 @@ URL = "https://ca.example/x"
 
 def settings(config, *words):
     """The settings that a configuration and a command line make."""
-    return script.read_settings(["--account-key", "account.key", "--csr", "the.csr",
-                                 "--config-json", json.dumps(config), *words])
+    needed = [] if "CSR" in config else ["--account-key", "account.key", "--csr", "the.csr"]
+    return script.read_settings([*needed, "--config-json", json.dumps(config), *words])
 
 
 def requested(path):
@@ -280,23 +279,23 @@ def test_urls_that_nothing_is_sent_to(url):
         script.CA(url.replace("HOST", "localhost:1"), SimpleNamespace(jwk={})).directory()
 
 
-@pytest.mark.parametrize("refusal", [
-    answer({"type": "urn:ietf:params:acme:error:badNonce"}, 429),
-    answer({}, 429, Retry_After="soon"), answer({}, 429, Retry_After="3600"),
-    answer(b"<html>", 503, Retry_After="3600")],
-    ids=["nonce", "nonsense", "later", "maintenance"])
-def test_asked_once(refusal):
+NONCE = {"type": "urn:ietf:params:acme:error:badNonce"}
+
+
+def test_asked_once():
     """A limit, or an outage of an hour, is no worse for being asked again; and it is told."""
-    assert a_ca(refusal).ask(URL, method="GET") is refusal
-    with pytest.raises(Error, match="^https://ca.example/x: (?!.*no directory)"):
-        a_ca(refusal).directory()
+    for refusal in (answer(NONCE, 429), answer({}, 429, Retry_After="soon"),
+                    answer({}, 429, Retry_After="3600"), answer(b"", 503, Retry_After="3600")):
+        assert a_ca(refusal).ask(URL, method="GET") is refusal
+        with pytest.raises(Error, match="^https://ca.example/x: (?!.*no directory)"):
+            a_ca(refusal).directory()
 
 
 def test_a_hundred_nonces_are_refused():
     """So many in a row are borne, no more."""
-    refused = [answer({"type": "urn:ietf:params:acme:error:badNonce"}, 400)] * 101
-    for last in refused[0], answer({}, 200):
-        assert a_ca(*refused[:100], last).ask(URL, method="GET") is last
+    refused = [answer(NONCE, 400)] * 100
+    for last in answer(NONCE, 400), answer({}, 200):
+        assert a_ca(*refused, last).ask(URL, method="GET") is last
 
 
 # ---- Certificates that a CA hands out
@@ -341,56 +340,43 @@ def test_wrong_certificates(data, words):
 TEXTS = {"AccountKey": "x", "CSR": "y", "CertFile": "z", "ChainFile": "\u043a\u043b\u044e\u0447",
          "FullchainFile": "a b", "CA": "https://ca.example/dir", "Profile": "short", "EabKid": "-1",
          "EabHmacKey": "AAAA", "AcmeDir": "/dir", "CheckPort": 5002, "Contact": ["a@b", "tel:0"]}
-
-
-def name_of(key):
-    """The setting that a key of the configuration makes."""
-    return re.sub("(?<=[a-z])(?=[A-Z])", "_", key).lower()
-
-
-def test_configuration():
-    """Every option can stand in the file; keys with "_" are comments, empty values are none."""
-    found = script.read_settings(["--config-json", json.dumps(
-        {**TEXTS, "_x": {"a": 1}, "_": [None], "Renew": True})])
-    wanted = {**TEXTS, "CheckPort": "5002", "Contact": ["mailto:a@b", "tel:0"], "Renew": True}
-    assert {key: getattr(found, name_of(key)) for key in wanted} == wanted
-    found = settings({"Profile": "", "Contact": [], "ChainFile": "", "AcmeDir": ""})
-    assert not (found.profile or found.contact or found.chain_file or found.acme_dir)
-
-
-@pytest.mark.parametrize("flag", ["NoChain", "NoCert", "Quiet", "Force", "Renew", "DisableCheck"])
-def test_flags(flag):
-    """Flags are true, false, or these words in any case; one that is given is not switched off."""
-    name, option = name_of(flag), "--" + name_of(flag).replace("_", "-")
-    for value in True, "TRUE", "true", False, "False":
-        found = settings({flag: value, "FullchainFile": "x"})
-        assert bool(getattr(found, name)) == (str(value).lower() == "true")
-    assert getattr(settings({flag: False, "FullchainFile": "x"}, option), name)
-
-
-def test_the_command_line_wins():
-    """What it says counts, whatever the file says; the last of two counts."""
-    found = settings({**TEXTS, "Quiet": True}, "--ca", "https://b.example/dir", "--cert-file=new",
-                     "--contact", "b@c", "d@e", "--check-port", "80", "--check-port", "81")
-    assert (found.ca, found.cert_file, found.check_port) == ("https://b.example/dir", "new", "81")
-    assert found.contact == ["mailto:b@c", "mailto:d@e"] and found.quiet
-    assert found.account_key == "account.key"
-
-
-REAL, TEST = (script.LETS_ENCRYPT, ""), (script.LETS_ENCRYPT_STAGING, " (test mode)")
+FLAGS = {"NoChain": "no_chain", "NoCert": "no_cert", "Quiet": "quiet", "Force": "force",
+         "Renew": "renew", "DisableCheck": "disable_check"}
+REAL = {"ca": script.LETS_ENCRYPT, "mode": ""}
+TEST = {"ca": script.LETS_ENCRYPT_STAGING, "mode": " (test mode)"}
 
 
 @pytest.mark.parametrize("config, words, expected", [
-    ({}, [], REAL), ({}, ["--test"], TEST), ({"CA": "https://a.example/x"}, ["--test"], TEST),
-    ({"CA": "https://a.example/x", "Test": True}, [], TEST),
-    ({"CA": "https://a.example"}, [], ("https://a.example/directory", "")),
-    ({}, ["--directory-url", "https://a.example/"], ("https://a.example/directory", "")),
-    ({}, ["--directory-url=https://a.example/x"], ("https://a.example/x", "")),
-    ({"Test": True}, ["--ca", "https://a.example/x"], ("https://a.example/x", ""))])
-def test_which_ca(config, words, expected):
-    """--test wins over the file's CA, and --ca over --test; without a path it is /directory."""
+    # Every option can stand in the file; keys with "_" are comments, empty values are none.
+    ({**TEXTS, "_x": {"a": 1}, "_": [None], "Renew": True}, [], {
+        "account_key": "x", "csr": "y", "cert_file": "z", "chain_file": TEXTS["ChainFile"],
+        "fullchain_file": "a b", "ca": "https://ca.example/dir", "profile": "short",
+        "eab_kid": "-1", "eab_hmac_key": "AAAA", "acme_dir": "/dir", "check_port": "5002",
+        "contact": ["mailto:a@b", "tel:0"], "renew": True}),
+    ({"Profile": "", "Contact": [], "ChainFile": "", "AcmeDir": ""}, [],
+     {"profile": "", "contact": [], "chain_file": "", "acme_dir": ""}),
+    # The command line counts, whatever the file says; the last of two counts.
+    ({**TEXTS, "Quiet": True}, [
+        "--ca", "https://b.example/dir", "--cert-file=new", "--contact", "b@c", "d@e",
+        "--check-port", "80", "--check-port", "81", "--account-key", "k"], {
+        "ca": "https://b.example/dir", "cert_file": "new", "contact": ["mailto:b@c", "mailto:d@e"],
+        "check_port": "81", "quiet": True, "account_key": "k"}),
+    # Flags are true, false, or these words in any case; one that is given is not switched off.
+    *(({flag: value, "FullchainFile": "x"}, [], {name: str(value).lower() == "true"})
+      for flag, name in FLAGS.items() for value in (True, "TRUE", "true", False, "False")),
+    *(({flag: False, "FullchainFile": "x"}, ["--" + name.replace("_", "-")], {name: True})
+      for flag, name in FLAGS.items()),
+    # --test wins over the file's CA, and --ca over --test; without a path it is /directory.
+    ({}, [], REAL), ({}, ["--test"], TEST), ({"CA": "https://a.b/x"}, ["--test"], TEST),
+    ({"CA": "https://a.b/x", "Test": True}, [], TEST),
+    ({"CA": "https://a.b"}, [], {"ca": "https://a.b/directory", "mode": ""}),
+    ({}, ["--directory-url", "https://a.b/"], {"ca": "https://a.b/directory", "mode": ""}),
+    ({}, ["--directory-url=https://a.b/x"], {"ca": "https://a.b/x", "mode": ""}),
+    ({"Test": True}, ["--ca", "https://a.b/x"], {"ca": "https://a.b/x", "mode": ""})])
+def test_settings(config, words, expected):
+    """What a configuration and a command line come to."""
     found = settings(config, *words)
-    assert (found.ca, found.mode) == expected
+    assert {name: getattr(found, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize("config, words", [
