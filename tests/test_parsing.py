@@ -199,8 +199,7 @@ def test_retry_after(value, seconds):
     ({"detail": "no", "subproblems": [{"detail": "nor this", "identifier": {
         "type": "dns", "value": "a.example"}}]}, ["no", "a.example: nor this"]),
     ({"status": "invalid", "identifier": {"type": "dns", "value": "a.example"}, "challenges": [
-        {"type": "dns-01"}, {"type": "http-01", "error": {"detail": "404"}}]},
-     ["invalid", "404"]),
+        {"type": "dns-01"}, {"type": "http-01", "error": {"detail": "404"}}]}, ["invalid", "404"]),
     ({"status": "invalid", "error": {"detail": "expired"}}, ["invalid", "expired"]),
     ({"status": "invalid", "error": {"status": 404}}, ["invalid; HTTP status 404"]),
     *((body, ["HTTP status 403"]) for body in (
@@ -209,8 +208,7 @@ def test_retry_after(value, seconds):
         {"detail": None, "subproblems": 7, "challenges": [7], "identifier": []},
         {"subproblems": "no"}, {"subproblems": {"identifier": 5}})),
     ({"type": 7, "subproblems": [1, {"identifier": {"value": [5]}, "detail": 5}]},
-     ["[5]: HTTP status 403"])],
-    ids=lambda value: repr(value)[:40])
+     ["[5]: HTTP status 403"])], ids=lambda value: repr(value)[:40])
 def test_words(body, words):
     """A problem, an order, an authorization, a challenge, or what is none of these."""
     with pytest.raises(Error) as raised:
@@ -285,7 +283,8 @@ NONCE = {"type": "urn:ietf:params:acme:error:badNonce"}
 def test_asked_once():
     """A limit, or an outage of an hour, is no worse for being asked again; and it is told."""
     for refusal in (answer(NONCE, 429), answer({}, 429, Retry_After="soon"),
-                    answer({}, 429, Retry_After="3600"), answer(b"", 503, Retry_After="3600")):
+                    answer({}, 429, Retry_After="3600"),
+                    answer(b"<html>", 503, Retry_After="3600")):
         assert a_ca(refusal).ask(URL, method="GET") is refusal
         with pytest.raises(Error, match="^https://ca.example/x: (?!.*no directory)"):
             a_ca(refusal).directory()
