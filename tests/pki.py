@@ -1,7 +1,7 @@
 """Keys, requests and certificates: what a client has, what a CA signs, and how they are checked."""
 import base64
+import contextlib
 import datetime
-import re
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from jwcrypto.common import base64url_encode as base64url
 
 DER, PEM = serialization.Encoding.DER, serialization.Encoding.PEM
 PLAIN, PASSWORD = serialization.NoEncryption(), serialization.BestAvailableEncryption(b"password")
@@ -42,12 +43,6 @@ def public_der(key):
     return key.public_bytes(DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
-def public_pem(path):
-    """The public half of the private key in a file, as PEM."""
-    return load_key(path).public_key().public_bytes(
-        PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-
-
 def common_name(text):
     """A distinguished name that has only a common name, or nothing."""
     return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)] if text else [])
@@ -58,10 +53,9 @@ def alt_names(names):
     def entry(name):
         if isinstance(name, x509.GeneralName):
             return name
-        try:
+        with contextlib.suppress(ValueError):
             return x509.IPAddress(ip_address(name))
-        except ValueError:
-            return x509.DNSName(name)
+        return x509.DNSName(name)
     return x509.SubjectAlternativeName(map(entry, names))
 
 
@@ -78,9 +72,7 @@ def write_csr(path, names=(), key=None, cn=None, critical=False, extensions=()):
         extensions = [*extensions, (alt_names(names), critical)]
     for value, is_critical in extensions:
         builder = builder.add_extension(value, is_critical)
-    private = load_key(key)
-    digest = None if isinstance(private, ed25519.Ed25519PrivateKey) else hashes.SHA256()
-    path.write_bytes(builder.sign(private, digest).public_bytes(PEM))
+    path.write_bytes(builder.sign(load_key(key), hashes.SHA256()).public_bytes(PEM))
     return path
 
 
@@ -100,17 +92,15 @@ class Issuer:
         The serial number and what names the issuer's key (bytes or an extension) may be given.
         """
         now = datetime.datetime.now(datetime.timezone.utc)
-        start, end = (now + datetime.timedelta(days=each) for each in days)
         builder = x509.CertificateBuilder(
             self.intermediate.subject, common_name(""), key, serial or x509.random_serial_number(),
-            start, end)
-        identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+            *(now + datetime.timedelta(days=each) for each in days))
         if isinstance(authority, bytes):
-            identifier = x509.AuthorityKeyIdentifier(authority, None, None)
-        identifier = authority if isinstance(authority, x509.ExtensionType) else identifier
-        extensions = [(identifier, False)] + ([(alt_names(names), True)] if names else [])
-        for extension in extensions:
-            builder = builder.add_extension(*extension)
+            authority = x509.AuthorityKeyIdentifier(authority, None, None)
+        usual = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+        builder = builder.add_extension(authority or usual, critical=False)
+        if names:
+            builder = builder.add_extension(alt_names(names), critical=True)
         return builder.sign(self.key, hashes.SHA256())
 
 
@@ -129,11 +119,6 @@ def block(data, label=b"CERTIFICATE"):
     return b"-----BEGIN %s-----\n%s-----END %s-----\n" % (label, base64.encodebytes(data), label)
 
 
-def base64url(data):
-    """Bytes in base64url without padding."""
-    return base64.urlsafe_b64encode(data).decode().rstrip("=")
-
-
 def ari_id(certificate):
     """The identifier of a certificate for renewal information (RFC 9773)."""
     extension = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
@@ -144,16 +129,13 @@ def ari_id(certificate):
 
 def load_chain(text):
     """The certificates in a text, which must hold nothing else."""
-    marks = r"-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+-----END CERTIFICATE-----\n"
-    assert re.fullmatch("(%s)+" % marks, text), "not just certificates in PEM: %r" % text
-    return x509.load_pem_x509_certificates(text.encode())
+    chain = x509.load_pem_x509_certificates(text.encode())
+    assert pem(*chain).decode() == text, "not just certificates in PEM: %r" % text
+    return chain
 
 
 def check_chain(text, names, key, root):
-    """Checks a certificate with its chain: names, key and signatures up to a root's file.
-
-    Returns the certificates.
-    """
+    """The certificates of a chain, checked: names, key, and signatures up to a root's file."""
     chain = load_chain(text)
     assert names_of(chain[0]) == {str(name) for name in names}
     assert public_der(chain[0].public_key()) == public_der(load_key(key).public_key())

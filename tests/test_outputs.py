@@ -1,15 +1,18 @@
 """The files that are written: replaced in one step, or refused before the CA is asked."""
-import functools
 import os
 import re
 import ssl
+import stat
+import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pki
 import pytest
 import support
 import trials
+from faults import delivered, late
 from trials import OLD
 
 core = pytest.mark.core
@@ -17,6 +20,7 @@ core = pytest.mark.core
 NOBODY, STAFF = 65534, 54321
 USER = ["setpriv", "--reuid=%d" % NOBODY, "--regid=%d" % NOBODY, "--groups=%d" % STAFF,
         "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+WARNING = "W: %s is overwritten, "
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 
 
@@ -29,19 +33,18 @@ def outputs(trial):
     return [trial.cert, trial.chain, both]
 
 
-def check(outputs):
+def check(cert, chain, both=None):
     """The outputs are new, and hold what they are to hold."""
-    cert, chain, both = [path.read_bytes() for path in outputs]
-    assert both == cert + chain and OLD not in (cert, chain)
-    assert [len(pki.load_chain(part.decode())) for part in (cert, chain)] == [1, 1]
+    parts = [path.read_bytes() for path in (cert, chain)]
+    assert [len(pki.load_chain(part.decode())) for part in parts] == [1, 1] and OLD not in parts
+    assert both is None or both.read_bytes() == b"".join(parts)
 
 
-def warned_of(result, path):
-    """Did a run warn that it has overwritten this file?"""
-    return bool(re.search("^W: .*%s" % re.escape(str(path)), result.err, re.M))
+def state(path):
+    """What a file that is written is to keep."""
+    found = path.stat()
+    return found.st_mode, found.st_uid, found.st_gid
 
-
-# ---- Written in one step
 
 @core
 def test_replaced_in_one_step(trial, outputs):
@@ -52,41 +55,43 @@ def test_replaced_in_one_step(trial, outputs):
         path.chmod(mode)
         os.link(path, path.with_suffix(".old"))
     result = trial.works(changed=["both.pem"], umask=0o027)
-    check(outputs)
+    check(*outputs)
     for path in outputs:
-        old, new = path.with_suffix(".old"), path.stat()
-        assert old.read_bytes() == OLD and old.stat().st_ino != new.st_ino
-        assert all(getattr(old.stat(), part) == getattr(new, part)
-                   for part in ("st_mode", "st_uid", "st_gid"))
+        old = path.with_suffix(".old")
+        assert old.read_bytes() == OLD and not old.samefile(path) and state(old) == state(path)
     assert result.out == "" and "W:" not in result.err
 
 
-def test_new_files(trial):
-    """Outputs that are not there yet are made; they hold what flags keep from being printed."""
-    trial.cert.unlink()
-    trial.chain.unlink()
-    result = trial.works(args={"--no-cert": True})
-    assert result.out == trial.chain.read_text() and len(pki.load_chain(result.out)) == 1
-
-
 def test_links_are_kept(trial):
-    """A link to a link, and one to a file that is not there yet; the files they name change."""
+    """What they lead to changes, be it by two links, or new, or not to be printed."""
     (trial.site / "real").mkdir()
     (trial.site / "real/old").write_bytes(OLD)
     targets = {"cert.pem": "another", "another": "real/old", "chain.pem": "real/new"}
     for name, target in targets.items():
         (trial.site / name).unlink(missing_ok=True)
         (trial.site / name).symlink_to(target)
-    trial.works(changed=["real/old", "real/new"])
+    result = trial.works(args={"--no-cert": True}, changed=["real/old", "real/new"])
     assert {name: os.readlink(trial.site / name) for name in targets} == targets
+    check(trial.cert, trial.chain)
+    assert result.out == trial.chain.read_text()
+
+
+def test_two_runs_at_once(trial):
+    """They share account, directory and outputs: both end well, or one says why not."""
+    with trial.serve({"order": delivered(late(0.2))}) as ca, ThreadPoolExecutor() as pool:
+        runs = [pool.submit(trial.letsacme, *trial.arguments(), ca=ca) for _ in range(2)]
+    results = [run.result() for run in runs]
+    assert 0 in [result.status for result in results]
+    assert all(result.status == 0 or "E: " in result.err for result in results)
+    check(trial.cert, trial.chain)
+    assert set(trials.snapshot(trial.site)) == {"cert.pem", "chain.pem", "challenges"}
 
 
 # ---- Where only the files may be written
 
 @core
 def test_in_place(trial, outputs):
-    """In a folder that may not be written, be it behind a link, files are overwritten, with a
-    warning, whatever their length was."""
+    """In a folder that may not be written, files of any length are overwritten, with a warning."""
     folder = trial.site / "locked"
     folder.mkdir()
     files = [folder / path.name for path in outputs]
@@ -94,14 +99,13 @@ def test_in_place(trial, outputs):
         path.unlink()
         path.symlink_to(file)
         file.write_bytes(OLD * count)
-        file.chmod(0o640)
     folder.chmod(0o555)
-    before = [(path.stat().st_ino, path.stat().st_mode) for path in files]
+    before = [(path.stat().st_ino, state(path)) for path in files]
     changed = [str(path.relative_to(trial.site)) for path in outputs + files]
     result = trial.works(changed=changed, wrapper=support.UNPRIVILEGED)
-    check(outputs)
-    assert [(path.stat().st_ino, path.stat().st_mode) for path in files] == before
-    assert all(warned_of(result, path) for path in files)
+    check(*outputs)
+    assert [(path.stat().st_ino, state(path)) for path in files] == before
+    assert all(WARNING % path in result.err for path in files)
 
 
 def test_a_mounted_file(trial):
@@ -111,94 +115,68 @@ def test_a_mounted_file(trial):
     script = 'mount --bind "$1" "$1" && shift && "$@"'
     result = trial.works(args={"--cert-file": path}, changed=[path.name],
                          wrapper=trials.OWN_MOUNTS + support.shell(script, path))
-    assert warned_of(result, path) and not warned_of(result, trial.chain)
+    assert WARNING % path in result.err and result.err.count("W: ") == 1
 
 
 @pytest.fixture
 def user(trial):
-    """A Trial as an ordinary user, whose directory `out` is; put(name, ...) is an old output."""
-    def put(name, mode=0o644, uid=NOBODY, gid=NOBODY):
-        path = trial.out / name
-        path.write_bytes(OLD)
-        os.chown(path, uid, gid)
-        path.chmod(mode)
-        return path
+    """A Trial as an ordinary user, whose only output is in the directory `out`."""
     with tempfile.TemporaryDirectory(prefix="letsacme-outputs-") as folder:
         trial.site = Path(folder)       # since pytest's own may not be entered
         trial.site.chmod(0o755)
-        trial.challenges, trial.out, trial.put = trial.site / "challenges", trial.site / "out", put
+        trial.challenges, trial.out = trial.site / "challenges", trial.site / "out"
         for path in (trial.challenges, trial.out):
             path.mkdir()
-            os.chown(path, NOBODY, NOBODY)
-        trial.options.update({"--cert-file": None, "--chain-file": None,
+            path.chmod(0o777)
+        trial.cert = trial.out / "cert"
+        trial.cert.write_bytes(OLD)
+        trial.options.update({"--cert-file": trial.cert, "--chain-file": None,
                               "--acme-dir": trial.challenges})
         yield trial
 
 
 @as_root
-@core
-def test_owner_and_group_that_cannot_be_given(user):
-    """A web server would lose its certificate at the next reload: so the file is overwritten."""
-    cases = {user.put("mine", 0o640, NOBODY, STAFF): False,
-             user.put("group", 0o640, NOBODY, 0): True, user.put("owner", 0o660, 0, NOBODY): True}
-    before = [path.stat() for path in cases]
-    args = dict(zip(("--cert-file", "--chain-file", "--fullchain-file"), cases))
-    result = user.works(args=args, wrapper=USER, changed=["out/" + path.name for path in cases])
-    check(cases)
-    for (path, in_place), old in zip(cases.items(), before):
-        new = path.stat()
-        assert (new.st_mode, new.st_uid, new.st_gid) == (old.st_mode, old.st_uid, old.st_gid)
-        assert (new.st_ino == old.st_ino) == in_place == warned_of(result, path)
-
-
-@as_root
-@pytest.mark.parametrize("wrapper, folder, mode, ids", [
-    (support.UNPRIVILEGED, 0o755, 0o660, (0, STAFF)), (USER, 0o1777, 0o666, (0, 0))],
-    ids=["root without its powers", "another's file in a sticky folder"])
-def test_overwritten(wrapper, folder, mode, ids, user):
-    """A service manager may have taken root's powers away: then it cannot give files away either;
-    and a sticky folder does not let others replace what is in it."""
-    for path in (user.out, user.challenges):
-        os.chown(path, 0, 0)
+@pytest.mark.parametrize("wrapper, folder, mode, ids, in_place", [
+    (USER, 0o777, 0o640, (NOBODY, STAFF), False),
+    pytest.param(USER, 0o777, 0o640, (NOBODY, 0), True, marks=core),
+    (USER, 0o777, 0o660, (0, NOBODY), True), (USER, 0o1777, 0o666, (0, 0), True),
+    (support.UNPRIVILEGED, 0o755, 0o660, (0, STAFF), True)],
+    ids=["one's own", "another group", "another owner", "in a sticky folder",
+         "root without its powers"])
+def test_owner_and_group(wrapper, folder, mode, ids, in_place, user):
+    """A file is overwritten if it cannot be replaced, or not by one of its owner and group."""
     user.out.chmod(folder)
-    user.challenges.chmod(0o777)
-    path = user.put("cert", mode, *ids)
-    result = user.works(args={"--cert-file": path}, wrapper=wrapper, changed=["out/cert"])
-    new = path.stat()
-    assert (new.st_mode & 0o777, new.st_uid, new.st_gid) == (mode, *ids) and warned_of(result, path)
-
-
-@as_root
-def test_not_even_overwritten(user):
-    """Nothing is done at all where one output cannot be written."""
-    os.chown(user.out, 0, 0)
-    user.out.chmod(0o1777)
-    args = {"--cert-file": user.put("cert"), "--chain-file": user.put("chain", 0o644, 0, 0)}
-    user.refused("/chain", args=args, wrapper=USER)
+    os.chown(user.cert, *ids)
+    user.cert.chmod(mode)
+    before = user.cert.stat()
+    result = user.works(args={"--cert-file": user.cert}, wrapper=wrapper, changed=["out/cert"])
+    assert state(user.cert) == (stat.S_IFREG | mode, *ids)
+    assert os.path.samestat(user.cert.stat(), before) == in_place
+    assert (WARNING % user.cert in result.err) == in_place
 
 
 @as_root
 @pytest.mark.parametrize("in_place", [True, False])
 def test_a_link_is_planted(in_place, user):
     """A link that was not there at the start is not followed: what it leads to stays as it is."""
-    path, victim = user.put("cert", 0o666), user.put("victim", 0o666)
-    if in_place:
-        os.chown(user.out, 0, 0)
+    victim = user.out / "victim"
+    for path in user.cert, victim:
+        path.write_bytes(OLD)
+        path.chmod(0o666)
+        os.chown(path, NOBODY, NOBODY)
+    user.out.chmod(0o755 if in_place else 0o777)
 
     def plant(request, reply):
-        path.unlink()
-        path.symlink_to(victim)
-    run = {"args": {"--cert-file": path}, "wrapper": USER, "changed": ["out/cert"]}
-    if in_place:
-        user.fails({"certificate": plant}, str(path), **run)
-    else:
-        user.works({"certificate": plant}, **run)
-    assert path.is_symlink() == in_place and victim.read_bytes() == OLD
+        user.cert.unlink()
+        user.cert.symlink_to(victim)
+    result = user.run({"certificate": plant}, wrapper=USER, changed=["out/cert"])
+    assert result.status == in_place == user.cert.is_symlink() and victim.read_bytes() == OLD
+    assert not in_place or str(user.cert) in trials.error_of(result)
 
 
-# ---- A full disk (for a sudden end, see test_crashes.py)
+# ---- No room (for a sudden end, see test_crashes.py)
 
-# A disk that has room for one output, but not for another one.
+# A disk that has room for one file, but not for another one.
 FULL = """
 mount -t tmpfs -o size=12k,mode=755 tmpfs "$1" && cp "$1"/../chain.pem "$1" &&
 head -c 4096 /dev/zero > "$1/fill" && cd "$1" && shift && "$@"
@@ -208,55 +186,47 @@ exit $status
 """
 
 
-def test_a_full_disk(trial):
-    """The error names the output that had no room; all are left as they were."""
+@pytest.mark.parametrize("places, named", [
+    ({"--cert-file": "cert.pem", "--chain-file": "chain.pem"}, "chain.pem"),
+    ({"--acme-dir": ""}, "[A-Za-z0-9_-]{32}")], ids=["outputs", "challenges"])
+def test_a_full_disk(trial, places, named):
+    """The error names the file that had no room; all are left as they were."""
     disk = trial.site / "disk"
     disk.mkdir()
-    result = trial.fails(
-        None, args={"--cert-file": disk / "cert.pem", "--chain-file": disk / "chain.pem"},
-        wrapper=trials.OWN_MOUNTS + support.shell(FULL, disk))
-    error = trials.error_of(result)
-    assert re.search("/disk/chain.pem.*No space", error) and "https:" not in error
+    result = trial.fails(args={option: disk / name for option, name in places.items()},
+                         wrapper=trials.OWN_MOUNTS + support.shell(FULL, disk))
+    assert re.fullmatch("E: %s/%s: No space.*" % (disk, named), trials.error_of(result))
+
+
+@core
+def test_the_output_cannot_be_printed(trial):
+    """That is a failure, which says so; the output files are new by then, and whole."""
+    trial.fails(None, "standard output", wrapper=support.shell('"$@" >/dev/full'),
+                changed=["cert.pem", "chain.pem"])
+    check(trial.cert, trial.chain)
 
 
 # ---- Refused
 
-def locked(path):
-    """A folder that may not be written, with a file that may not be written either."""
-    path.mkdir()
-    (path / "file").write_bytes(OLD)
-    (path / "file").chmod(0o444)
-    path.chmod(0o555)
-
-
-# Options, and what makes x.
-SITUATIONS = {
-    "link to nowhere": ({"--chain-file": "x"}, lambda path: path.symlink_to("missing/chain")),
-    "a folder by a link": ({"--chain-file": "x"}, lambda path: path.symlink_to("..")),
-    "pipe": ({"--fullchain-file": "x"}, os.mkfifo),
-    "new file in locked folder": ({"--fullchain-file": "x/new"}, locked),
-    "locked file in locked folder": ({"--fullchain-file": "x/file"}, locked),
-    "unreadable": ({"--fullchain-file": "x"}, lambda path: path.touch(0o200)),
-    "twice by a link": ({"--cert-file": "cert.pem", "--fullchain-file": "x"},
-                        lambda path: path.symlink_to("cert.pem")),
-    "key": ({"--cert-file": "x"}, lambda path: pki.write_key(path, "p256")),
-}
-
-
-@pytest.mark.parametrize("args, prepare", SITUATIONS.values(), ids=SITUATIONS)
-def test_refused(args, prepare, trial):
+@pytest.mark.parametrize("make, args", [
+    ("ln -s missing/chain x", {"--chain-file": "x"}), ("ln -s .. x", {"--chain-file": "x"}),
+    ("mkfifo x", {"--fullchain-file": "x"}), ("mkdir -m 555 x", {"--fullchain-file": "x/new"}),
+    ("mkdir x && cp cert.pem x/file && chmod a-w x/file x", {"--fullchain-file": "x/file"}),
+    ("touch x && chmod 200 x", {"--fullchain-file": "x"}),
+    ("ln -s cert.pem x", {"--cert-file": "cert.pem", "--fullchain-file": "x"}),
+    ("cp ../account.key x", {"--cert-file": "x"})])
+def test_refused(make, args, trial):
     """An output that cannot be, or would destroy something else, is refused before any order."""
-    prepare(trial.site / "x")
+    subprocess.run(make, shell=True, cwd=trial.site, check=True)
     result = trial.refused(args=args, cwd=trial.site, wrapper=support.UNPRIVILEGED)
     path = list(args.values())[-1]
     assert os.path.realpath(trial.site / path) in trials.error_of(result)
 
 
-def test_what_may_be_overwritten(tmp_path):
+def test_what_may_be_overwritten(key, csr):
     """Certificates, perhaps cut, with blank lines and other line ends; but nothing else."""
-    key = pki.write_key(tmp_path / "key", "p256").read_bytes()
-    csr = pki.write_csr(tmp_path / "csr", ["a.example"], tmp_path / "key").read_bytes()
-    fits = functools.partial(re.fullmatch, support.module().CERTIFICATES)
+    key, csr = key().read_bytes(), csr(["a.example"]).read_bytes()
+    fits = re.compile(support.module().CERTIFICATES).fullmatch
     for data in (b"", OLD, OLD * 3, b"\r\n\n" + OLD.replace(b"\n", b"\r\n") + b"\n \n" + OLD,
                  *(OLD + OLD[:length] for length in range(len(OLD)))):
         assert fits(data), data

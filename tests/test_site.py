@@ -1,4 +1,6 @@
 """What lies between: the site that serves the challenge files, and the name server."""
+from types import SimpleNamespace
+
 import faults
 import pytest
 import trials
@@ -11,13 +13,9 @@ core = pytest.mark.core
 
 def raw(deliver):
     """An answer sent by a function of faults.py."""
-    class Handler:
-        close_connection = False
-
     def answer(request, right):
-        Handler.connection = request.environ["werkzeug.socket"]
-        Handler.wfile = Handler.connection.makefile("wb", 0)
-        deliver(Handler, b"")
+        sock = request.environ["werkzeug.socket"]
+        deliver(SimpleNamespace(connection=sock, wfile=sock.makefile("wb", 0)), b"")
         raise ConnectionResetError
     return answer
 
@@ -35,38 +33,36 @@ def test_the_site_is_good(trial, site):
     trial.works(ca=ca, env={"http_proxy": "http://127.0.0.1:1"})
 
 
-CUT = "cut short, or not as it should be"
+CUT, ELSE = "cut short, or not as it should be", "something else is there: "
 # What one of many names answers, and what is said of it.
 SITES = {
-    "404": (page(b"", 404), "HTTP status 404"),
-    "another-page": (page(b"<html>Hello</html>"), "something else is there: <html>Hello</html>"),
-    "part": (lambda request, content: Response(content[:-1]), "something else is there: "),
-    "binary": (page(bytes(range(256))), "something else is there: "),
+    "part": (lambda request, content: Response(content[:-1]), ELSE),
+    "binary": (page(bytes(range(256))), ELSE), "flood": (raw(faults.flood()), ELSE),
     "loop": (lambda request, content: Response("", 302, {"Location": request.path}),
              "HTTP status 302"),
     "to-file": (to(b"file:///etc/hostname"), "HTTP status 302"),
     "to-closed": (to(b"http://127.0.0.1:1/place"), "after a redirect to http://127.0.0.1:1/place"),
     "to-ftp": (to(b"ftp://127.0.0.1:1/x"), "after a redirect to ftp://127.0.0.1:1/x"),
-    "to-nonsense": (to(b"http://[::1"), CUT),
+    "to-nonsense": (to(b"http://[::1"), CUT), "reset": (raw(faults.hang_up), "reset"),
     "to-escapes": (to(b"http://127.0.0.1:1/\x1b[31m"), ""),
-    "reset": (raw(faults.hang_up), "reset"), "closed": (raw(faults.close_instead), ""),
-    "flood": (raw(faults.flood()), "something else is there: "),
+    "closed": (raw(faults.close_instead), ""),
     "no-http": (raw(wire(b"\x1b[31m\0\xff\r\n\r\n")), CUT),
     "escapes": (raw(wire(b"HTTP/1.1 404 \x1b[31m\x9b\r\n\r\n\x1b[31m")), "HTTP status 404"),
+    "lost": (None, "ame"),              # which has no address
 }
 
 
 @core
 def test_the_site_is_wrong(trial, site, csr):
     """All are told, each with a reason; the files are gone again, the CA was not asked to look."""
-    trial.names = [name + ".example" for name in SITES]
+    *trial.names, lost = [name + ".example" for name in SITES]
     ca = site(lambda request, content: SITES[request.host.split(".")[0]][0](request, content))
-    trial.options["--csr"] = csr([*trial.names, "lost.example"], key=trial.key)
+    trial.options["--csr"] = csr([*trial.names, lost], key=trial.key)
     result = trial.fails(ca=ca)
     assert result.ca.count("challenge") == 0
     lines = trials.refusals(result.err)
-    assert len(lines) == len(SITES) + 1     # that which has no address
-    for name, said in [*((name, said) for name, (_, said) in SITES.items()), ("lost", "ame")]:
+    assert len(lines) == len(SITES)
+    for name, (_, said) in SITES.items():
         [line] = [line for line in lines if "couldn't download http://%s." % name in line]
         head, _, reason = line.partition(WELL_KNOWN)
         assert head.startswith("E: Wrote file to %s/" % trial.challenges) and said in reason, line
@@ -79,8 +75,6 @@ def test_the_site_never_ends(trial, site, deliver, waits, said):
     """The bound of the whole run ends that, if nothing else does."""
     trial.fails(None, said, waits=waits, ca=site(raw(deliver)))
 
-
-# ---- The name server
 
 def test_the_ca_has_no_address(trial):
     """That is told when patience is at its end."""
