@@ -14,7 +14,7 @@ import support
 import test_parsing as inner
 import trials
 from cryptography import x509
-from faults import MISSING, Reply
+from faults import MISSING, Reply, change, replace
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scripted_ca import check_identifier
@@ -35,37 +35,26 @@ def nothing_but_errors():
     try:
         yield
     except inner.Error as error:
-        for line in error.args:
-            support.judge_words("E: " + line)
+        support.judge_words("\n".join("E: " + line for line in error.args))
 
 
-# ---- Bytes
-
-EDITS = st.lists(st.one_of(
-    st.tuples(st.just("set"), st.integers(0, 4000), st.integers(0, 255)),
-    st.tuples(st.just("cut"), st.integers(0, 4000), st.integers(1, 40)),
-    st.tuples(st.just("put"), st.integers(0, 4000), st.binary(min_size=1, max_size=20)),
-    st.tuples(st.just("end"), st.integers(0, 4000), st.none()),
-    st.tuples(st.just("nest"), st.integers(0, 4000), st.integers(1, 3000))), min_size=1, max_size=4)
+NESTED = st.integers(1, 3000).map(lambda count: b"\x30\x80" * count)
+SOME = st.binary(min_size=1, max_size=1) | st.binary(max_size=20) | NESTED
+# Each edit puts some bytes, at a place, where so many others were; 4000 are all that follow.
+EDITS = st.lists(st.tuples(st.integers(0, 4000), st.sampled_from([0, 1, 9, 4000]), SOME),
+                 min_size=1, max_size=4)
 BYTES = st.binary(max_size=200) | EDITS
+LEAF = pki.Issuer().leaf(["a.example"], pki.new_key().public_key()).public_bytes(pki.DER)
 
 
 def made(data, how):
     """Random bytes, or data with some edits."""
     if isinstance(how, bytes):
         return how
-    data = bytearray(data)
-    for kind, place, value in how:
+    for place, length, new in how:
         place %= len(data) + 1
-        if kind == "set":
-            data[place:place + 1] = bytes([value])
-        elif kind == "cut":
-            del data[place:place + value]
-        elif kind == "end":
-            del data[place:]
-        else:
-            data[place:place] = value if kind == "put" else b"\x30\x80" * value
-    return bytes(data)
+        data = data[:place] + new + data[place + length:]
+    return data
 
 
 def in_pem(data, how, raw, label=b"CERTIFICATE"):
@@ -73,17 +62,11 @@ def in_pem(data, how, raw, label=b"CERTIFICATE"):
     return made(pki.block(data, label), how) if raw else pki.block(made(data, how), label)
 
 
-@pytest.fixture(scope="module")
-def leaf():
-    """A certificate."""
-    return pki.Issuer().leaf(["a.example"], pki.new_key().public_key()).public_bytes(pki.DER)
-
-
 @fuzz(150, how=BYTES, raw=st.booleans())
-def test_certificates(leaf, how, raw):
+def test_certificates(how, raw):
     """A certificate that is different."""
     with nothing_but_errors():
-        inner.certificate(in_pem(leaf, how, raw))
+        inner.certificate(in_pem(LEAF, how, raw))
 
 
 @fuzz(150, how=BYTES, raw=st.booleans())
@@ -105,16 +88,12 @@ def test_public_keys(monkeypatch, tmp_path, how):
         inner.account_key(monkeypatch, tmp_path, public)
 
 
-# ---- Settings
-
 TEXT = st.text(max_size=30) | st.sampled_from(["valid", "pending", "invalid", "ready", "processing",
                                                "http-01", "dns", "ip", "", "https://localhost/x"])
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | TEXT
 VALUES = st.recursive(LEAVES, lambda each: st.lists(each, max_size=4)
                       | st.dictionaries(TEXT, each, max_size=4), max_leaves=8)
-KEYS = st.sampled_from(["AccountKey", "CSR", "AcmeDir", "DocumentRoot", "CertFile", "CA", "Quiet",
-                        "Renew", "Contact", "EabKid", "EabHmacKey", "CheckPort", "Profile", "_x",
-                        "site.example", "Force", "NoChain"]) | st.text(max_size=20)
+KEYS = st.text(max_size=20) | st.sampled_from([*inner.script.KEYS, "DocumentRoot", "_x", "a.b"])
 
 
 @fuzz(50, config=st.dictionaries(KEYS, VALUES | st.dictionaries(KEYS, VALUES, max_size=3),
@@ -135,70 +114,60 @@ def test_command_lines(words):
         inner.settings({}, *words)
 
 
-# ---- What a CA answers
-
 RAW = st.binary(max_size=60) | st.sampled_from([b"[" * 100000, b"{\"a\":" * 50000, b"9" * 9999])
 RESOURCES = st.sampled_from(["directory", "newNonce", "newAccount", "newOrder", "authz", "order",
                              "challenge", "finalize", "certificate"])
-HEADERS = st.sampled_from(["Location", "Replay-Nonce", "Retry-After", "Content-Type", "Link"])
+NAMES = st.sampled_from(["Location", "Replay-Nonce", "Retry-After", "Content-Type", "Link"])
 LATIN = st.text(st.characters(codec="latin-1", exclude_characters="\r\n"), max_size=40)
+HEADERS = st.dictionaries(NAMES, LATIN | st.integers(-9, 10 ** 12).map(str) | st.none(),
+                          min_size=1, max_size=1)
 STATUS = st.sampled_from([200, 201, 202, 204, 301, 400, 401, 403, 404, 409, 429, 500, 503])
-SPOILS = st.one_of(
-    st.tuples(st.just("node"), st.integers(0, 60), VALUES | st.just(MISSING)),
-    st.tuples(st.just("body"), st.none(), VALUES | RAW),
-    st.tuples(st.just("header"), HEADERS, LATIN | st.integers(-9, 10 ** 12).map(str) | st.none()),
-    st.tuples(st.just("status"), st.none(), STATUS),
-    st.tuples(st.just("problem"), STATUS, VALUES))
 
 
-def nodes(value):
+def places(value):
     """All places in a JSON value, as (container, key)."""
-    found = []
-    for key in list(value if isinstance(value, dict) else range(len(value))):
-        found.append((value, key))
-        if isinstance(value[key], (dict, list)):
-            found += nodes(value[key])
-    return found
+    listed = enumerate(value) if isinstance(value, list) else ()
+    for key, each in list(value.items() if isinstance(value, dict) else listed):
+        yield value, key
+        yield from places(each)
 
 
-def spoil(kind, where, value):
-    """A fault of the scripted CA."""
+def spoil(number, value):
+    """A fault of the scripted CA: a place in the answer's JSON holds something else, or is gone."""
     def fault(request, reply):
-        if kind == "header":
-            reply.headers[where] = value
-        elif kind == "status":
-            reply.status = value
-        elif kind == "problem":
-            reply.status, reply.body = where, {"type": value, "detail": value, "subproblems": value}
-        elif kind == "body":
-            reply.body = value
-        elif isinstance(reply.body, (dict, list)) and reply.body:
-            places = nodes(reply.body)
-            container, key = places[where % len(places)]
+        found = list(places(reply.body))
+        if found:
+            container, key = found[number % len(found)]
+            container[key] = value
             if value is MISSING:
                 del container[key]
-            else:
-                container[key] = value
     return fault
+
+
+SPOILS = st.one_of(
+    st.builds(spoil, st.integers(0, 60), VALUES | st.just(MISSING)),
+    st.builds(replace, VALUES | RAW), st.builds(change, STATUS), st.builds(change, headers=HEADERS),
+    st.builds(lambda value, status: replace(
+        {"type": value, "detail": value, "subproblems": value}, status=status), VALUES, STATUS))
 
 
 @fuzz(20, spoils=st.lists(st.tuples(RESOURCES, st.integers(0, 2), SPOILS), min_size=1, max_size=3))
 def test_answers(trial, spoils):
     """Answers in which something is different: a run that is judged, however it ends."""
     script = {}
-    for resource, turn, what in spoils:
-        script.setdefault(resource, [None] * 40)[turn:] = [spoil(*what)] * (40 - turn)
+    for resource, turn, fault in spoils:
+        script.setdefault(resource, [None] * 40)[turn:] = [fault] * (40 - turn)
     for path in trial.cert, trial.chain:
         path.write_bytes(trials.OLD)
-    trial.run(script, ca={"forgive": True}, waits={
-        **trials.IN_VAIN, "REQUEST_PATIENCE": 0.5, "WORK_PATIENCE": 0.5})
+    waits = {**trials.IN_VAIN, "REQUEST_PATIENCE": 0.5, "WORK_PATIENCE": 0.5}
+    trial.run(script, ca={"forgive": True}, waits=waits)
 
 
-@fuzz(100, what=SPOILS)
-def test_renewal_information(leaf, what):
+@fuzz(100, fault=SPOILS)
+def test_renewal_information(fault):
     """Renewal information that is different."""
     reply = Reply(body={"suggestedWindow": {"start": "2025-01-02T04:00:00Z",
                                             "end": "2025-01-03T04:00:00Z"}})
-    spoil(*what)(None, reply)
+    fault(None, reply)
     headers = {name: value for name, value in reply.headers.items() if value is not None}
-    assert inner.is_due(leaf, reply.body, reply.status, **headers) in (True, False)
+    assert inner.is_due(LEAF, reply.body, reply.status, **headers) in (True, False)

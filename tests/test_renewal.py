@@ -1,4 +1,4 @@
-"""--renew: when a certificate is due, what the CA is told, and that nothing breaks on the way."""
+"""--renew: when a certificate is due, and what is done then (see also test_ways.py)."""
 import datetime
 import email.message
 import json
@@ -12,10 +12,8 @@ import support
 import trials
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from faults import problem
-from pki import DER, block, check_chain, load_chain
+from pki import DER, check_chain, load_chain
 
-core = pytest.mark.core
 script = support.module()
 DAY = datetime.timedelta(days=1)
 PAST = (-2, -1)                             # a window, in days from now: it is wanted now
@@ -29,36 +27,16 @@ def now():
     return datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
 
 
-def window_of(start, end):
-    """A window that is given in days from now."""
-    return now() + start * DAY, now() + end * DAY
-
-
 def information(start, end):
-    """The same as a CA's answer."""
-    texts = [each.isoformat() for each in window_of(start, end)]
+    """A CA's answer, with a window that is given in days from now."""
+    texts = [(now() + each * DAY).isoformat() for each in (start, end)]
     return json.dumps({"suggestedWindow": dict(zip(("start", "end"), texts))})
 
 
 def moment_in(log):
-    """The time at which, a run says, the certificate is due."""
-    date = re.search("^Due for renewal: (.*)$", log, re.M).group(1)
-    return parsedate_to_datetime(date).replace(tzinfo=datetime.timezone.utc)
-
-
-def lifetime_of(certificate):
-    """How long a certificate is valid."""
-    return certificate.not_valid_after_utc - certificate.not_valid_before_utc
-
-
-# ---- When it is due, in this process
-
-def informed(information, status=200):
-    """A CA that gives this renewal information, or has none."""
-    response = SimpleNamespace(status=status, headers=email.message.Message())
-    return SimpleNamespace(
-        directory=lambda: {} if information is None else {"renewalInfo": "https://ca.example/info"},
-        ask=lambda url, method: script.read_answer(url, response, information.encode()))
+    """The time, if there is one, at which a run says that the certificate is due."""
+    date = re.search("^Due for renewal: (.* GMT)$", log, re.M)
+    return date and parsedate_to_datetime(date.group(1))
 
 
 @pytest.fixture
@@ -66,13 +44,16 @@ def decide(monkeypatch, capfd):
     """decide(certificate, information, ...): is it due, when, and is there a warning?"""
     monkeypatch.setattr(script.log, "quiet", False)
 
-    def make(certificate, *information, names=NAMES, public=None, outputs=()):
+    def make(certificate, information, status=200, names=NAMES, public=None, outputs=()):
+        response = SimpleNamespace(status=status, headers=email.message.Message())
+        ca = SimpleNamespace(
+            directory=lambda: {} if information is None else {"renewalInfo": "https://x.example/"},
+            ask=lambda url, method: script.read_answer(url, response, information.encode()))
         [old] = script.read_certificates(pki.pem(certificate), "old")
         request = SimpleNamespace(names=dict.fromkeys(names), public_key=public or old.public_key)
-        due = script.is_due(informed(*information), request, old, dict(outputs))
+        due = script.is_due(ca, request, old, dict(outputs))
         said = capfd.readouterr().err
-        moment = moment_in(said) if " GMT" in said else None
-        return due, moment, bool(re.search("^W: .*renewal", said, re.M))
+        return due, moment_in(said), bool(re.search("^W: .*renewal", said, re.M))
     return make
 
 
@@ -80,15 +61,13 @@ def decide(monkeypatch, capfd):
     ((-1, 89), 10, 20, False), ((-1, 89), -1, 3, None), ((-1, 89), -3, 1, True),
     ((-1, 89), 1000, 2000, False), ((-1, 89), -1, 2000, None), ((-82, 8), 100, 200, True)])
 def test_window(days, start, end, due, decide):
-    """The moment is a point of the first half of the CA's window that the certificate decides.
-
-    It is the same at each look, and in each version of the script; a window that is far ahead, or
-    far too long, leaves the last tenth of the lifetime for renewing.
-    """
-    old, window = ISSUER.leaf(NAMES, PUBLIC, days), window_of(start, end)
+    """The moment is a point of the first half of the CA's window that the certificate decides, the
+    same at each look, and in each version of the script; a window that is far ahead, or far too
+    long, leaves the last tenth of the lifetime for renewing."""
+    old = ISSUER.leaf(NAMES, PUBLIC, days)
     share = int(old.fingerprint(hashes.SHA256()).hex()[:8], 16) / 2 ** 32
-    wanted = min(window[0] + share * (window[1] - window[0]) / 2,
-                 old.not_valid_after_utc - lifetime_of(old) / 10)
+    wanted = min(now() + (start + share * (end - start) / 2) * DAY,
+                 old.not_valid_after_utc - 9 * DAY)
     found, moment, warned = decide(old, information(start, end))
     assert abs(moment - wanted) <= datetime.timedelta(seconds=2)
     assert found == (wanted < now()) and due in (None, found) and not warned
@@ -112,10 +91,10 @@ def test_lifetime(lifetime, age, due, decide):
         '{"suggestedWindow": {"start": "2020-01-01T00:00:00", "end": "2020-01-02T00:00:00"}}'))])
 def test_odd_information(answer, status, decide):
     """Renewal information that makes no sense is as good as none, and is warned of."""
-    old = ISSUER.leaf(NAMES, PUBLIC)
+    old = ISSUER.leaf(NAMES, PUBLIC, (-1, 89))
     text = answer if isinstance(answer, str) else information(*answer)
     due, moment, warned = decide(old, text, status)
-    wanted = old.not_valid_after_utc - lifetime_of(old) / 3
+    wanted = old.not_valid_after_utc - 30 * DAY
     assert abs(moment - wanted) <= datetime.timedelta(seconds=1) and not due and warned
 
 
@@ -125,16 +104,14 @@ def test_odd_information(answer, status, decide):
 def test_no_key_identifier(identifier, decide):
     """A certificate without an authority key identifier has no name in renewal information."""
     old = ISSUER.leaf(NAMES, PUBLIC, authority=x509.AuthorityKeyIdentifier(*identifier))
-    due, moment, warned = decide(old, information(*PAST))
-    assert not due and not warned
+    assert decide(old, information(*PAST))[::2] == (False, False)
 
 
 def test_identifier_with_leading_zeros():
     """A serial number that an odd CA has padded with zero bytes is taken as it is."""
     der = ISSUER.leaf(NAMES, PUBLIC, serial=0x12345678, authority=b"\1").public_bytes(DER)
-    padded = der.replace(b"\x02\x04\x12\x34\x56\x78", b"\x02\x04\0\0\x56\x78", 1)
-    [old] = script.read_certificates(block(padded), "old")
-    assert padded != der and old.renewal_id == "AQ.AABWeA"
+    padded = der.replace(bytes.fromhex("020412345678"), bytes.fromhex("020400005678"))
+    assert script.Certificate(padded).renewal_id == "AQ.AABWeA"
 
 
 def test_due_by_what_is_asked(decide, tmp_path):
@@ -164,121 +141,47 @@ def test_old_certificates_of_no_use(tmp_path):
     assert script.read_old(str(file))
 
 
-# ---- Runs against the scripted CA
+def test_months_pass(letsacme, basics, names, pebbles, nginx, key):
+    """Without a certificate it gets one, but then does nothing, and says so by exit status 3, until
+    the clock alone makes it due: Pebble's own window lies a day around the last third. The order
+    names what it replaces, once: then Pebble wants none of it, nor ever from another account."""
+    hosts, file = names(2), letsacme.folder / "fullchain.pem"
+    arguments = [*basics(hosts), "--renew", "--fullchain-file", file]
+    pebble = pebbles(PEBBLE_WFE_NONCEREJECT=0)  # so that requests can be counted
 
-@pytest.fixture
-def renewal(trial):
-    """renewal(days, script, ...) renews a certificate of these days, with the information that it
-    is wanted now; gives the result, and the identifiers that the CA was asked for and told of."""
-    fullchain = trial.site / "fullchain.pem"
-    trial.options.update({"--renew": True, "--fullchain-file": fullchain})
-
-    def make(days, script=None, **more):
-        public = pki.load_key(trial.key).public_key()
-        old = ISSUER.leaf(trial.names, public, days, **more)
-        fullchain.write_bytes(pki.pem(old))
-        asked, told = [], []
-        script = {"renewalInfo": lambda request, reply: asked.append(request.id),
-                  "newOrder": lambda request, reply: told.append(request.payload.get("replaces")),
-                  **(script or {})}
-        with trial.serve(script, window=window_of(*PAST), issuer=ISSUER) as ca:
-            ca.issued[pki.ari_id(old)] = old
-            result = trial.letsacme(*trial.arguments(), ca=ca,
-                                    constants={**trials.WAITS, **trials.IN_VAIN})
-        assert (result.status == 0) == (fullchain.read_bytes() != pki.pem(old))
-        return result, asked, told
-    return make
-
-
-def test_not_asked(renewal):
-    """Nothing depends on what the CA has to say of what has expired, nor does the order name it."""
-    result, asked, told = renewal((-90, -1), {"renewalInfo": problem("serverInternal", 500)})
-    assert (result.status, asked, told) == (0, [], [None]), result.err
-
-
-@core
-def test_identifier(renewal):
-    """The CA is asked for, and told of, the right certificate: the example of RFC 9773."""
-    result, asked, told = renewal((-9, 81), serial=0x87654321, authority=bytes.fromhex(
-        "69885b6b87464041e1b37b847ba0ae2cde01c8d4"))
-    assert result.status == 0, result.err
-    assert asked == told == ["aYhba4dGQEHhs3uEe6CuLN4ByNQ.AIdlQyE"]
-
-
-def test_the_information_cannot_be_had(renewal):
-    """A CA that is down for that leaves the rule by lifetime."""
-    result, _, told = renewal((-9, 81), {"renewalInfo": problem("serverInternal", 500)})
-    assert (result.status, told) == (3, []) and re.search("^W: .*renewal", result.err, re.M)
-
-
-# ---- Runs against Pebble
-
-class Site:
-    """Names whose certificate is in a file and is to be renewed."""
-
-    def __init__(self, letsacme, hosts, arguments, pebble):
-        self.letsacme, self.hosts, self.pebble = letsacme, hosts, pebble
-        self.file = letsacme.folder / "fullchain.pem"
-        self.arguments = [*arguments, "--renew", "--fullchain-file", self.file]
-
-    def renew(self, status, *more, **options):
+    def renew(status, *more, **options):
         """A run of the cron job; gives its log, and the requests that Pebble has served in it."""
-        before = len(self.pebble.requests)
-        result = self.letsacme(*self.arguments, *more, ca=self.pebble, **options)
+        before = len(pebble.requests)
+        result = letsacme(*arguments, *more, ca=pebble, **options)
         assert (result.status, result.out) == (status, ""), result.err
-        return result.err, self.pebble.requests[before:]
+        return result.err, pebble.requests[before:]
 
-    def issue(self):
-        """Gets the first certificate; returns it in PEM, with its chain.
-
-        Pebble finds no order of a certificate whose serial number needs a zero byte in front in
-        DER, which is one in 256, and says for ever that this is an internal error: so not that one.
-        """
-        while not self.file.exists() or not load_chain(
-                self.file.read_text())[0].serial_number.bit_length() % 8:
-            self.file.unlink(missing_ok=True)
-            self.renew(0)
-        return self.file.read_text()
-
-
-@pytest.fixture
-def site(letsacme, basics, names, pebbles):
-    """A site of two names and a Pebble that refuses no nonce, so that requests can be counted."""
-    hosts = names(2)
-    return Site(letsacme, hosts, basics(hosts), pebbles(PEBBLE_WFE_NONCEREJECT=0))
-
-
-def test_first_run_and_second(site, nginx, key):
-    """Without a certificate it gets one; then it does nothing, and says so by exit status 3."""
-    check_chain(site.issue(), site.hosts, key(), site.pebble.root)
-    for host in site.hosts:
+    # Pebble finds no order of a certificate whose serial number needs a zero byte in front in DER,
+    # which is one in 256, and says for ever that this is an internal error: so not that one.
+    serial = 0
+    while not serial.bit_length() % 8:
+        file.unlink(missing_ok=True)
+        renew(0)
+        serial = load_chain(file.read_text())[0].serial_number
+    check_chain(file.read_text(), hosts, key(), pebble.root)
+    for host in hosts:
         (nginx.root(host) / ".well-known/acme-challenge").rmdir()
         (nginx.root(host) / ".well-known").rmdir()
-    before = trials.snapshot(site.letsacme.folder)
-    log, served = site.renew(3)
+    before = trials.snapshot(letsacme.folder)
+    log, served = renew(3)
     assert now() + 50 * DAY < moment_in(log) < now() + 70 * DAY
     assert served == ["GET /dir", "GET /draft-ietf-acme-ari-03/renewalInfo/"]
-    assert not any(list(nginx.root(host).iterdir()) for host in site.hosts)
-    assert site.renew(3, "--quiet")[0] == ""
-    assert trials.snapshot(site.letsacme.folder) == before
-
-
-def test_months_pass(site, key):
-    """Pebble's own window lies a day around the last third: the clock alone makes it due.
-
-    The order names the certificate it replaces, once; a second time Pebble wants none of it, nor
-    from another account.
-    """
-    old = site.issue()
-    site.renew(3, clock="+58d")
-    assert site.file.read_text() == old
-    _, served = site.renew(0, clock="+61d")
+    assert renew(3, "--quiet")[0] == ""
+    renew(3, clock="+58d")
+    assert not any(list(nginx.root(host).iterdir()) for host in hosts)
+    assert trials.snapshot(letsacme.folder) == before
+    old = file.read_text()
+    _, served = renew(0, clock="+61d")
     assert served.count("POST /order-plz") == 1
-    serial = "%x" % load_chain(old)[0].serial_number
-    order = re.search(r"Issued certificate serial 0*%s for order (\S+)" % serial, site.pebble.log)
-    assert "replacement of \"%s\"" % order.group(1) in site.pebble.log
+    order = re.search(r"Issued certificate serial 0*%x for order (\S+)" % serial, pebble.log)
+    assert "replacement of \"%s\"" % order.group(1) in pebble.log
     for more, word in [((), "alreadyReplaced"), (("--account-key", key("p256", "another")), "")]:
-        site.file.write_text(old)
-        log, served = site.renew(0, *more, clock="+61d")
+        file.write_text(old)
+        log, served = renew(0, *more, clock="+61d")
         assert served.count("POST /order-plz") == 2 and re.search("^W: .*" + word, log, re.M)
-        assert site.file.read_text() != old
+        assert file.read_text() != old

@@ -4,7 +4,6 @@ Every case of the tests that use it ends in bounded time, with the certificate o
 error: no traceback, nothing printed and no output changed on failure, no challenge file left, no
 control character and no secret in the log, and no request that RFC 8555 does not allow.
 """
-import contextlib
 import os
 import re
 from pathlib import Path
@@ -32,11 +31,9 @@ OWN_MOUNTS = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
 def snapshot(folder):
     """What a folder holds: the mode of everything, and its content or target."""
     found = {}
-    for path in sorted(folder.rglob("*")):
-        content = os.readlink(path) if path.is_symlink() else None
-        if content is None and path.is_file():
-            content = path.read_bytes()
-        found[str(path.relative_to(folder))] = (oct(path.lstat().st_mode), content)
+    for path in folder.rglob("*"):
+        content = os.readlink(path) if path.is_symlink() else path.is_file() and path.read_bytes()
+        found[str(path.relative_to(folder))] = oct(path.lstat().st_mode), content
     return found
 
 
@@ -53,10 +50,8 @@ def error_of(result):
 
 
 class Trial:
-    """Works in the folder `site`, which holds a challenge directory and two old outputs.
-
-    It also prints. `options` are the command line: a test may change them (None takes one away).
-    """
+    """Works in the folder `site`, which holds a challenge directory and two old outputs; it also
+    prints. A test may change `options`, the command line (None takes one away)."""
 
     def __init__(self, letsacme, folder, account, key, csr):
         self.letsacme, self.folder, self.key = letsacme, folder, key
@@ -79,26 +74,27 @@ class Trial:
             words += [name] if value is True else [name, value] if value is not None else []
         return words
 
-    @contextlib.contextmanager
+    def to_renew(self, issuer, days=(-80, 10), **more):
+        """Have it renew a certificate, which is in the output for all; more: see Issuer.leaf."""
+        self.options.update({"--renew": True, "--fullchain-file": self.site / "fullchain.pem"})
+        old = issuer.leaf(self.names, pki.load_key(self.key).public_key(), days, **more)
+        self.options["--fullchain-file"].write_bytes(pki.pem(old, issuer.intermediate))
+        return old
+
     def serve(self, script=None, **options):
         """A scripted CA that validates in the challenge directory."""
-        folder = self.folder / support.fresh_name("ca")
-        options.setdefault("challenges", self.challenges)
-        with ScriptedCA(folder, script, **options) as ca:
-            yield ca
+        return ScriptedCA(self.folder / support.fresh_name("ca"), script,
+                          **{"challenges": self.challenges, **options})
 
-    def run(self, script=None, args=None, ca=None, waits=None, changed=(), timeout=60,
-            constants=None, **run):
-        """Run it to its end; args are changed options, ca are options of the scripted CA.
-
-        `waits` are other waits than WAITS, unless all are scaled; `changed` names what else in the
-        site may differ afterwards, which is the test's to check.
-        """
+    def run(self, script=None, args=None, ca=None, waits=None, changed=(), timeout=60, **run):
+        """Run it to its end; args are changed options, ca are options of the scripted CA, waits
+        other ones than WAITS, unless all are scaled; changed names what else in the site may
+        differ afterwards, which is the test's to check."""
         before = snapshot(self.site)
+        waits = {} if "scale" in run else {**WAITS, **(waits or {})}
         with self.serve(script, **(ca or {})) as server:
-            waits = {} if "scale" in run else {**WAITS, **(waits or {})}
             result = self.letsacme(*self.arguments(args), ca=server, timeout=timeout,
-                                   constants={**waits, **(constants or {})}, **run)
+                                   constants=waits, **run)
         result.ca = server
         outputs = ["cert.pem", "chain.pem"] if result.status == 0 else []
         self.judge(result.err, before, [*changed, *outputs])
@@ -108,8 +104,7 @@ class Trial:
             output = given["--cert-file"] or given.get("--fullchain-file")
             leaf = pki.load_chain(Path(output).read_text() if output else result.out)[0]
             assert {name.lower() for name in pki.names_of(leaf)} >= set(self.names)
-            public = pki.load_key(self.key).public_key()
-            assert pki.public_der(leaf.public_key()) == pki.public_der(public)
+            assert leaf.public_key() == pki.load_key(self.key).public_key()
         return result
 
     def judge(self, err, before, changed=()):
@@ -117,11 +112,9 @@ class Trial:
         assert not HARMFUL.search(err) and max(map(len, err.split("\n"))) < 5000, err
         assert "PRIVATE KEY-----" not in err and SECRET not in err
         support.judge_words(err)
-        states = [before, snapshot(self.site)]
-        for name in changed:
-            for state in states:
-                state.pop(name, None)
-        assert states[1] == states[0]
+        after = snapshot(self.site)
+        for name in {*before, *after} - {*changed}:
+            assert after.get(name) == before.get(name), name
 
     def works(self, script=None, **run):
         """It gets the certificate in spite of all."""
@@ -156,8 +149,7 @@ def trial(letsacme, tmp_path, account, key, csr):
 def site(trial, httpserver):
     """site(answer) has the script check its files on a site; returns what ScriptedCA must know.
 
-    answer is a function of the request and of the right content: it gives a Response, or, as those
-    of faults.py do, sends bytes in its own way.
+    answer makes a Response (see test_site.py for others) of the request and the right content.
     """
     def make(answer=lambda request, content: Response(content)):
         def serve(request):
