@@ -1,5 +1,6 @@
 """The network fails: answers are lost, late, cut, endless or no HTTP; TLS cannot be had."""
 import contextlib
+import datetime
 import socket
 
 import faults
@@ -55,20 +56,9 @@ def test_every_answer_is_lost(trial, resource, fault):
     assert result.ca.count(resource) > 1
 
 
-def test_the_ca_comes_up_later(trial):
-    """A CA that is down at first is waited for, and the log says so."""
-    assert "W: " in trial.works(ca={"down": 2}).err
-
-
-@core
-def test_the_ca_stays_down(trial):
-    """Where nothing listens, the error names the CA."""
-    trial.fails(None, "localhost", ca={"down": 1000}, waits={"REQUEST_PATIENCE": 0.2})
-
-
 @pytest.mark.parametrize("options", [
     pytest.param({"ca": {"tls_name": "other.example"}}, marks=core, id="another-name"),
-    pytest.param({"ca": {"tls_days": (-9, -1)}}, id="expired"),
+    pytest.param({"ca": {"tls_end": datetime.datetime(2020, 1, 1)}}, id="expired"),
     pytest.param({"env": {"SSL_CERT_FILE": None}}, marks=core, id="of-a-private-CA")])
 def test_the_tls_certificate_is_wrong(trial, options):
     """A CA with a wrong TLS certificate is not talked to: one connection, no request."""
