@@ -1,58 +1,42 @@
 """The network fails: answers are lost, late, cut, endless or no HTTP; TLS cannot be had."""
-import contextlib
 import datetime
-import socket
+import time
 
 import faults
 import pytest
-from faults import delivered, problem, replace, wire
+from faults import RESOURCES, delivered, problem, replace, wire
 
 core = pytest.mark.core
-RESOURCES = ["directory", "newNonce", "newAccount", "newOrder", "authz", "challenge", "order",
-             "finalize", "certificate"]
 IMPATIENT = {"ANSWER_TIMEOUT": 0.3, "REQUEST_PATIENCE": 0.8}
 # So that each trouble is logged, and what is logged is judged
 ALL_TOLD = {"ANSWER_TIMEOUT": 0.3, "FIRST_PAUSE": 0.01, "LONGEST_PAUSE": 0.01}
 
-LOST = {
-    "closed": delivered(faults.close_instead, heard=False),
-    "cut-short": delivered(faults.cut_short),
-    "no-answer": delivered(faults.stay_silent),
-    "no-answer-before": delivered(faults.stay_silent, heard=False),
-    "reset": delivered(faults.hang_up),
-    "reset-before": delivered(faults.hang_up, heard=False),
-    "500": problem("serverInternal", 500),
-    "500-though-it-was-done": problem("serverInternal", 500, heard=True),
-    "502-html": replace(b"<html>Bad gateway</html>", "text/html", 502),
-}
+TROUBLE = problem("serverInternal", 500)
+CLOSED = delivered(faults.close_instead, heard=False)
+CUT, RESET, SILENT = map(delivered, (faults.cut_short, faults.hang_up, faults.stay_silent))
 
 
-def test_requests_are_lost(trial):
-    """Each request is repeated, whatever comes in place of its answer."""
-    lost = [LOST[name] for name in ("reset-before", "500", "closed", "502-html")]
-    trial.works({resource: lost for resource in RESOURCES}, waits=ALL_TOLD)
-
-
-@pytest.mark.parametrize("fault", [
-    pytest.param("cut-short", marks=core), pytest.param("reset", marks=core), "no-answer",
-    "500-though-it-was-done"])
-def test_answers_are_lost(trial, fault):
-    """The same where what each request asks for has been done, though the answer is lost."""
-    trial.works({resource: [LOST[fault]] for resource in RESOURCES}, waits=ALL_TOLD)
+@pytest.mark.parametrize("lost", [
+    pytest.param([delivered(faults.hang_up, heard=False), TROUBLE, CLOSED,
+                  replace(b"<html>Bad gateway</html>", 502)], id="requests"),
+    pytest.param([CUT, RESET], marks=core, id="answers: cut, reset"),
+    pytest.param([SILENT, problem("serverInternal", 500, heard=True)], id="answers: none, 500")])
+def test_requests_or_answers_are_lost(trial, lost):
+    """Each request is repeated, whatever comes in place of its answer, be it carried out or not."""
+    trial.works(dict.fromkeys(RESOURCES, lost), waits=ALL_TOLD)
 
 
 def test_connections_are_closed(trial):
     """A connection need not be kept, be it for one answer."""
-    trial.works({resource: delivered(faults.close_after) for resource in RESOURCES})
+    trial.works(dict.fromkeys(RESOURCES, delivered(faults.close_after)))
 
 
 @pytest.mark.parametrize("resource, fault", [
-    ("directory", "no-answer-before"), ("newNonce", "500"), ("newOrder", "closed"),
-    ("challenge", "no-answer"), ("finalize", "cut-short"), ("certificate", "cut-short")])
+    ("directory", SILENT), ("newNonce", TROUBLE), ("newOrder", CLOSED), ("challenge", SILENT),
+    ("finalize", CUT), ("certificate", CUT)])
 def test_every_answer_is_lost(trial, resource, fault):
     """A run that cannot succeed ends by itself, names the URL, and asked more than once."""
-    result = trial.fails({resource: LOST[fault]}, "https://localhost", "/" + resource,
-                         waits=IMPATIENT)
+    result = trial.fails({resource: fault}, "https://localhost", "/" + resource, waits=IMPATIENT)
     assert result.ca.count(resource) > 1
 
 
@@ -72,29 +56,17 @@ def plain(sock):
     sock.close()
 
 
-def mute(sock):
-    """Take what comes, say nothing."""
-    with contextlib.suppress(OSError):
-        while sock.recv(65536):
-            pass
-    sock.close()
-
-
 @core
 def test_handshakes_fail(trial):
-    """Other trouble in the handshake is tried again."""
-    trial.works({"connection": [faults.reset, faults.reset, socket.socket.close, plain, mute]},
-                waits=ALL_TOLD)
-
-
-def test_every_handshake_fails(trial):
-    """Until patience ends."""
+    """Other trouble in the handshake is tried again, until patience ends."""
+    trial.works({"connection": [faults.reset, faults.reset, lambda sock: sock.close(), plain,
+                                lambda sock: time.sleep(1)]}, waits=ALL_TOLD)
     assert trial.fails({"connection": plain}, "localhost", waits=IMPATIENT).ca.connections > 1
 
 
 @pytest.mark.parametrize("head, endless", [
-    pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b" ", id="body"),
-    pytest.param(b"", b"HTTP/1.1 100 Continue\r\n\r\n", id="100-continue")])
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b" "),
+    (b"", b"HTTP/1.1 100 Continue\r\n\r\n")], ids=["body", "100-continue"])
 def test_an_answer_drips_for_ever(trial, head, endless):
     """A byte a second never runs into a socket's timeout: the bound of the whole run ends it."""
     fault = delivered(faults.drip(head, endless))

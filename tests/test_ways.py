@@ -257,7 +257,7 @@ def test_an_answer_that_is_too_long(trial, resource, length):
 
 @pytest.mark.parametrize("answer, orders", [
     (problem("alreadyReplaced", 409), [True, False]), (problem("rateLimited", 403), [True]),
-    (replace({"detail": "as scripted"}, "application/json", 429), [True]),
+    (replace({"detail": "as scripted"}, 429), [True]),
     (problem("serverInternal", 503), [True, True])],
     ids=["refused", "limited", "limited-without-a-type", "outage"])
 def test_replaces_is_refused(trial, answer, orders):
