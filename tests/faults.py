@@ -132,14 +132,6 @@ def wire(data):
     return closing(lambda honest: data)
 
 
-def late(seconds):
-    """Answer after some time."""
-    def deliver(handler, data):
-        time.sleep(seconds)
-        handler.wfile.write(data)
-    return deliver
-
-
 def drip(head, endless):
     """Say the head one byte at a time, then the endless bytes again and again."""
     def deliver(handler, data):

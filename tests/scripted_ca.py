@@ -6,14 +6,14 @@
 or, with letsacme.py run and judged as well, trial.works({"finalize": [...]}): see trials.py.
 
 A script maps the name of a resource to a list of faults (see faults.py), one for each request of it
-in turn, or to one fault that meets every request; None is no fault. The entry "connection" of a
-script holds functions of the raw socket, called before the TLS handshake.
+in turn, or to one fault that meets every request; None is no fault. The faults of "connection" are
+functions of the raw socket, called before the TLS handshake.
 
-What the client does wrong, which is what raises an exception here, is kept in ca.violations, and
-the end of the with block fails on it (unless the option "forgive" is set, for a client that is
-given broken tools).
+What raises an exception here is a violation, on which the end of the with block fails (unless the
+option "forgive" is set, for a client that is given broken tools).
 """
 import base64
+import copy
 import http.server
 import itertools
 import json
@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 from ipaddress import ip_address
+from types import SimpleNamespace
 
 from cryptography import x509
 from faults import ERROR, Reply, problem
@@ -33,6 +34,8 @@ from jwcrypto.jws import JWS
 from pki import Issuer, ari_id, base64url, names_of, pem
 
 ALGORITHMS = {"RSA": "RS256", "P-256": "ES256", "P-384": "ES384"}
+EXPIRES = "2099-01-01T00:00:00Z"
+PAYLOADS = {"authz": None, "order": None, "certificate": None, "challenge": {}}
 METHODS = {"directory": "GET", "renewalInfo": "GET", "newNonce": "HEAD"}
 
 
@@ -70,8 +73,6 @@ def verify(jws, jwk):
     assert size in (None, len(signature)), "a signature of odd size"
 
 
-# ---- The server
-
 class Handler(http.server.BaseHTTPRequestHandler):
     """Reads requests and delivers the CA's replies."""
     protocol_version = "HTTP/1.1"
@@ -79,7 +80,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def serve(self):
         """Have the CA answer one request, which is this object."""
-        self.resource, _, self.id = self.path[1:].partition("/")
+        _, self.resource, *self.id = self.path.split("/")
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         reply = self.server.ca.answer(self)
         reply.deliver(self, reply.render(head=self.command == "HEAD"))
@@ -92,7 +93,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 class Server(http.server.ThreadingHTTPServer):
     """A TLS server with one thread a connection; the handshake happens in the thread too."""
-    request_queue_size = 100
 
     def finish_request(self, request, client_address):
         """Do the handshake and serve the connection, unless the script says otherwise."""
@@ -119,8 +119,8 @@ class ScriptedCA:
                        for name, faults in (script or {}).items()}
         self.options, self.lock = options, threading.RLock()
         self.requests, self.times, self.violations, self.files = [], [], [], []
-        self.nonces, self.accounts, self.orders = set(), {}, {}
-        self.authorizations, self.issued, self.connections = {}, {}, 0
+        self.nonces, self.accounts, self.orders, self.issued = set(), {}, {}, {}
+        self.connections = 0
         self.issuer = options.get("issuer") or Issuer()
         host, self.http_port = options.get("host", "localhost"), options.get("http_port", 80)
         self.ca_file = folder / "root.pem"
@@ -156,8 +156,6 @@ class ScriptedCA:
         """Return what the script says of this request."""
         return next(self.script.get(resource, iter(())), None)
 
-    # -- one request
-
     def answer(self, request):
         """Check a request, act on it and let the script spoil the reply."""
         with self.lock:
@@ -168,6 +166,7 @@ class ScriptedCA:
                 self.check(request)
                 if not getattr(fault, "unheard", False):
                     reply = getattr(self, "do_" + request.resource)(request)
+                    reply.body = copy.deepcopy(reply.body)  # which a fault may change
             except Refused as refused:
                 kind, status, detail = refused.args
                 problem(kind, status, detail=detail)(request, reply)
@@ -194,6 +193,8 @@ class ScriptedCA:
         assert kind == "application/jose+json", "Content-Type: %s" % kind
         jws, by = json.loads(request.body), "jwk" if request.resource == "newAccount" else "kid"
         protected, request.payload = read_jws(jws, "alg", "nonce", "url", by)
+        right = PAYLOADS.get(request.resource, request.payload)
+        assert request.payload == right, "the payload is to be %s" % right
         assert protected["url"] == self.base + request.path, "url is %s" % protected["url"]
         self.nonces.remove(protected["nonce"])  # if it was given out, and not used before
         request.account = protected[by] if by == "jwk" else self.accounts[protected[by]]
@@ -221,8 +222,7 @@ class ScriptedCA:
         if made:
             if payload.get("onlyReturnExisting"):
                 raise Refused("accountDoesNotExist", 400, "no such account")
-            if not payload.get("termsOfServiceAgreed"):
-                raise Refused("userActionRequired", 403, "the terms are to be agreed to")
+            assert payload.get("termsOfServiceAgreed"), "the terms are to be agreed to"
             if "eab" in self.options:
                 self.check_eab(payload.get("externalAccountBinding"), jwk)
             self.accounts[url] = jwk
@@ -245,11 +245,12 @@ class ScriptedCA:
 
     # -- orders
 
-    def mine(self, request, things):
-        """Return the order or authorization that the URL names, if it is this account's."""
-        thing = things[request.id]
-        assert thing["account"] == request.account, "this belongs to another account"
-        return thing
+    def mine(self, request):
+        """Return the order, and the authorization if any, that the URL of its owner names."""
+        number, *index = request.id
+        order = self.orders[number]
+        assert order.account == request.account, "this belongs to another account"
+        return [order, *[order.authorizations[int(each)] for each in index]]
 
     def do_newOrder(self, request):
         """Make an order and its authorizations."""
@@ -261,131 +262,109 @@ class ScriptedCA:
             check_identifier(identifier)
         if payload.get("replaces") and payload["replaces"] not in self.issued:
             raise Refused("malformed", 404, "there is no certificate to replace")
-        state = "valid" if self.options.get("reuse") else "pending"
-        order = {"id": str(len(self.orders)), "account": request.account, "status": "pending",
-                 "identifiers": identifiers, "wait": self.options.get("validation", 1)}
-        order["authorizations"] = [
-            {"id": str(len(self.authorizations) + number), "account": request.account,
-             "order": order, "identifier": each, "status": state, "challenge": state, "error": None,
-             "token": self.options.get("token", secrets.token_urlsafe(24))}
-            for number, each in enumerate(reversed(identifiers))]
-        self.authorizations.update((each["id"], each) for each in order["authorizations"])
-        self.orders[order["id"]] = order
-        self.settle(order)
-        reply = self.order_reply(order)
-        reply.status, reply.headers["Location"] = 201, self.base + "/order/" + order["id"]
-        return reply
+        number = str(len(self.orders))
+        url = self.base + "/%s/" + number
+        urls = [url + "/%d" % index for index in range(len(identifiers))]
+        shown = {"status": "ready" if self.options.get("reuse") else "pending", "expires": EXPIRES,
+                 "identifiers": identifiers, "finalize": url % "finalize",
+                 "authorizations": [each % "authz" for each in urls]}
+        order = self.orders[number] = SimpleNamespace(
+            account=request.account, shown=shown, wait=self.options.get("validation", 1), results=[],
+            authorizations=list(map(self.authorization, urls, reversed(identifiers))))
+        return Reply(201, shown, {"Location": url % "order"})
 
-    def order_reply(self, order):
-        """Show an order."""
-        body = {"status": order["status"], "identifiers": order["identifiers"],
-                "expires": "2099-01-01T00:00:00Z",
-                "finalize": self.base + "/finalize/" + order["id"],
-                "authorizations": ["%s/authz/%s" % (self.base, each["id"])
-                                   for each in order["authorizations"]]}
-        if order["status"] == "valid":
-            body["certificate"] = self.base + "/certificate/" + order["id"]
-        return Reply(body=body)
+    def authorization(self, url, identifier):
+        """Make an authorization; its last challenge is the only one for an http-01 client."""
+        state = "valid" if self.options.get("reuse") else "pending"
+        token = self.options.get("token", secrets.token_urlsafe(24))
+        places = {"dns-persist-01": "never", "dns-01": "never", "http-01": "challenge"}
+        challenges = [{"type": kind, "url": url % places[kind], "status": state, "token": token}
+                      for kind in places]
+        return {"identifier": identifier, "status": state, "expires": EXPIRES,
+                "future": {"field": [1]}, "challenges": challenges}
 
     def do_authz(self, request):
-        """Show an authorization; it has challenges that are of no use to an http-01 client."""
-        assert request.payload is None, "an authorization is only to be read"
-        authorization = self.mine(request, self.authorizations)
-        if authorization["challenge"] == "processing":
-            self.get_on(authorization["order"])
-        others = [{"type": kind, "url": "%s/never/%s" % (self.base, kind), "status": "pending",
-                   "token": authorization["token"]} for kind in ("dns-persist-01", "dns-01")]
-        return Reply(body={"identifier": authorization["identifier"],
-                           "status": authorization["status"], "expires": "2099-01-01T00:00:00Z",
-                           "future": {"field": [1]},
-                           "challenges": [*others, self.challenge_body(authorization)]})
-
-    def challenge_body(self, authorization):
-        """Show the http-01 challenge of an authorization."""
-        body = {"type": "http-01", "url": self.base + "/challenge/" + authorization["id"],
-                "status": authorization["challenge"], "token": authorization["token"]}
-        if authorization["status"] == "invalid":
-            body["error"] = authorization["error"]
-        return body
+        """Show an authorization."""
+        order, authorization = self.mine(request)
+        if authorization["challenges"][2]["status"] == "processing":
+            self.get_on(order)
+        return Reply(body=authorization)
 
     def do_challenge(self, request):
         """Validate: read the file now, and let the order tell the result later."""
-        assert request.payload == {}, "a challenge is answered with {}"
-        authorization = self.mine(request, self.authorizations)
-        if authorization["challenge"] != "pending":
+        order, authorization = self.mine(request)
+        challenge = authorization["challenges"][2]
+        if challenge["status"] != "pending":
             raise Refused("malformed", 400, "this challenge has been answered")
-        authorization["error"] = self.validate(authorization)
-        authorization["challenge"] = "processing"
-        self.get_on(authorization["order"], 0)
-        return Reply(body=self.challenge_body(authorization))
+        challenge["status"] = "processing"
+        error = self.trouble_with(challenge["token"], JWK(**order.account).thumbprint())
+        order.results.append((authorization, {"status": "invalid", "error": {
+            "type": ERROR + "unauthorized", "detail": error}} if error else {"status": "valid"}))
+        self.get_on(order, 0)
+        return Reply(body=challenge)
 
-    def validate(self, authorization):
-        """Read the challenge file as a web server would; return the problem, if there is one."""
-        file = self.options["challenges"] / authorization["token"]
-        thumbprint = JWK(**authorization["account"]).thumbprint()
+    def trouble_with(self, token, thumbprint):
+        """Read the challenge file as a web server would; return what is wrong with it."""
+        file = self.options["challenges"] / token
         try:
-            self.files.append((file.name, file.lstat().st_mode))
-            if file.read_text() == file.name + "." + thumbprint:
-                return None
-            detail = "the file does not hold what it should"
+            self.files.append((token, file.lstat().st_mode))
+            good = file.read_text() == token + "." + thumbprint
+            return None if good else "the file does not hold what it should"
         except OSError as error:
-            detail = "the file cannot be read: %s" % error.strerror
-        return {"type": ERROR + "unauthorized", "detail": detail, "status": 403}
+            return "the file cannot be read: %s" % error.strerror
 
     def do_order(self, request):
         """Show an order, which gets on a little with each look."""
-        assert request.payload is None, "an order is only to be read"
-        order = self.mine(request, self.orders)
+        [order] = self.mine(request)
         self.get_on(order)
-        return self.order_reply(order)
+        return Reply(body=order.shown)
 
     def get_on(self, order, looks=1):
-        """The client waits and looks: after so many looks, the order is done."""
-        order["wait"] -= looks
-        if order["wait"] <= 0:
-            self.settle(order)
-
-    def settle(self, order):
-        """Let an order reach the state that its authorizations, or the issuance, give it."""
-        if order["status"] == "processing":
-            order["status"] = "valid"
-        for each in order["authorizations"]:
-            if each["challenge"] != "pending":
-                each["status"] = each["challenge"] = "invalid" if each["error"] else "valid"
-        states = {each["status"] for each in order["authorizations"]}
-        if order["status"] == "pending" and "invalid" in states:
-            order["status"] = "invalid"
-        elif order["status"] == "pending" and states == {"valid"}:
-            order["status"] = "ready"
+        """The client has looked: after so many looks, its proofs and the issuance are done."""
+        order.wait -= looks
+        if order.wait > 0:
+            return
+        shown = order.shown
+        for authorization, result in order.results:
+            authorization["status"] = result["status"]
+            authorization["challenges"][2].update(result)
+        states = {each["status"] for each in order.authorizations}
+        if shown["status"] == "processing":
+            shown["certificate"] = shown["finalize"].replace("finalize", "certificate")
+            shown["status"] = "valid"
+        elif shown["status"] == "pending" and "invalid" in states:
+            shown["status"] = "invalid"
+        elif shown["status"] == "pending" and states == {"valid"}:
+            shown["status"] = "ready"
 
     def do_finalize(self, request):
         """Check the CSR and issue."""
         assert set(request.payload) == {"csr"}, "finalize takes a csr"
-        order = self.mine(request, self.orders)
-        if order["status"] != "ready":
-            raise Refused("orderNotReady", 403, "the order is %s" % order["status"])
+        [order] = self.mine(request)
+        if order.shown["status"] != "ready":
+            raise Refused("orderNotReady", 403, "the order is not ready")
         csr = x509.load_der_x509_csr(unbase64(request.payload["csr"]))
         assert csr.is_signature_valid, "the CSR's signature is wrong"
         names = {name.lower() for name in names_of(csr)} | {e.value.lower() for e in csr.subject}
-        ordered = {each["value"].lower() for each in order["identifiers"]}
+        ordered = {each["value"].lower() for each in order.shown["identifiers"]}
         assert names == ordered, "the CSR is for %s, ordered were %s" % (names, ordered)
         leaf = self.issuer.leaf(sorted(names), csr.public_key())
-        order["certificate"] = pem(leaf, self.issuer.intermediate)
+        order.certificate = pem(leaf, self.issuer.intermediate)
         self.issued[ari_id(leaf)] = leaf
-        order["status"], order["wait"] = "processing", self.options.get("issuance", 1)
+        order.shown["status"], order.wait = "processing", self.options.get("issuance", 1)
         self.get_on(order, 0)
-        return self.order_reply(order)
+        return Reply(body=order.shown)
 
     def do_certificate(self, request):
         """Hand out the certificate and its chain."""
-        assert request.payload is None, "a certificate is only to be read"
-        order = self.mine(request, self.orders)
-        assert order["status"] == "valid", "there is no certificate yet"
-        return Reply(body=order["certificate"])
+        [order] = self.mine(request)
+        assert order.shown["status"] == "valid", "there is no certificate yet"
+        return Reply(body=order.certificate)
 
     def do_renewalInfo(self, request):
         """Tell when a certificate is to be renewed, if the option "window" does."""
-        assert re.fullmatch(r"[\w-]+\.[\w-]+", request.id), "odd identifier %s" % request.id
+        [identifier] = request.id
+        assert re.fullmatch(r"[\w-]+\.[\w-]+", identifier), "odd identifier %s" % identifier
         if not self.options.get("window"):
             raise Refused("malformed", 404, "there is no such certificate")
         start, end = [each.strftime("%Y-%m-%dT%H:%M:%SZ") for each in self.options["window"]]

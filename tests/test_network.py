@@ -1,6 +1,7 @@
 """The network fails: answers are lost, late, cut, endless or no HTTP; TLS cannot be had."""
 import datetime
 import time
+from operator import methodcaller
 
 import faults
 import pytest
@@ -13,6 +14,7 @@ ALL_TOLD = {"ANSWER_TIMEOUT": 0.3, "FIRST_PAUSE": 0.01, "LONGEST_PAUSE": 0.01}
 
 TROUBLE = problem("serverInternal", 500)
 CLOSED = delivered(faults.close_instead, heard=False)
+PLAIN = methodcaller("sendall", b"HTTP/1.1 400 Bad Request\r\n\r\n")  # without TLS
 CUT, RESET, SILENT = map(delivered, (faults.cut_short, faults.hang_up, faults.stay_silent))
 
 
@@ -50,18 +52,12 @@ def test_the_tls_certificate_is_wrong(trial, options):
     assert (ca.connections, ca.requests) == (1, [])
 
 
-def plain(sock):
-    """Speak HTTP without TLS."""
-    sock.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
-    sock.close()
-
-
 @core
 def test_handshakes_fail(trial):
     """Other trouble in the handshake is tried again, until patience ends."""
-    trial.works({"connection": [faults.reset, faults.reset, lambda sock: sock.close(), plain,
+    trial.works({"connection": [faults.reset, faults.reset, lambda sock: sock.close(), PLAIN,
                                 lambda sock: time.sleep(1)]}, waits=ALL_TOLD)
-    assert trial.fails({"connection": plain}, "localhost", waits=IMPATIENT).ca.connections > 1
+    assert trial.fails({"connection": PLAIN}, "localhost", waits=IMPATIENT).ca.connections > 1
 
 
 @pytest.mark.parametrize("head, endless", [
