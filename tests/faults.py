@@ -41,8 +41,6 @@ class Reply:
         return text.encode("latin-1") + (b"" if head else body)
 
 
-# ---- In the words of the answer
-
 def change(status=None, headers=()):
     """The answer's HTTP status or headers differ from the honest ones."""
     def fault(request, reply):
@@ -86,8 +84,6 @@ def problem(kind, status=403, headers=(), heard=False, **more):
     fault.unheard = not heard
     return fault
 
-
-# ---- On the way
 
 def delivered(deliver, heard=True):
     """A fault by a function(handler, data) that delivers the answer in its own way."""

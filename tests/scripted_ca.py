@@ -28,9 +28,8 @@ from types import SimpleNamespace
 
 from cryptography import x509
 from faults import ERROR, Reply, problem
-from jwcrypto.common import JWException
 from jwcrypto.jwk import JWK
-from jwcrypto.jws import JWS
+from jwcrypto.jws import JWS, InvalidJWSSignature
 from pki import Issuer, ari_id, base64url, names_of, pem
 
 ALGORITHMS = {"RSA": "RS256", "P-256": "ES256", "P-384": "ES384"}
@@ -69,8 +68,8 @@ def verify(jws, jwk):
     token.deserialize(json.dumps(jws), key)
     algorithm, signature = token.jose_header["alg"], unbase64(jws["signature"])
     assert ALGORITHMS.get(jwk.get("crv", jwk["kty"])) == algorithm, "%s with %s" % (algorithm, jwk)
-    size = {"ES256": 64, "ES384": 96}.get(algorithm)
-    assert size in (None, len(signature)), "a signature of odd size"
+    size = {"ES256": 64, "ES384": 96}.get(algorithm, len(signature))
+    assert len(signature) == size, "a signature of odd size"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -200,13 +199,10 @@ class ScriptedCA:
         request.account = protected[by] if by == "jwk" else self.accounts[protected[by]]
         verify(jws, request.account)
 
-    # -- directory, nonces, accounts
-
     def do_directory(self, request):
         """The directory."""
         names = ["newNonce", "newAccount", "newOrder", "keyChange", "revokeCert", "renewalInfo"]
-        meta = {"termsOfService": self.base + "/terms", "caaIdentities": ["localhost"],
-                "externalAccountRequired": "eab" in self.options}
+        meta = {"termsOfService": self.base + "/terms", "caaIdentities": ["localhost"]}
         return Reply(body={**{name: "%s/%s" % (self.base, name) for name in names}, "meta": meta})
 
     def do_newNonce(self, request):
@@ -234,16 +230,13 @@ class ScriptedCA:
         if jws is None:
             raise Refused("externalAccountRequired", 403, "an external account is needed")
         protected, payload = read_jws(jws, "alg", "kid", "url")
-        assert protected["alg"] == "HS256", "the binding is made with " + protected["alg"]
-        assert protected["url"] == self.base + "/newAccount", "the binding is for another URL"
-        assert payload == jwk, "another key is bound"
+        url = self.base + "/newAccount"
+        assert (protected["alg"], protected["url"], payload) == ("HS256", url, jwk), "odd binding"
         secret = self.options["eab"].get(protected["kid"], bytes(32))
         try:
             JWS().deserialize(json.dumps(jws), JWK(kty="oct", k=base64url(secret)))
-        except JWException:
+        except InvalidJWSSignature:
             raise Refused("unauthorized", 403, "the external account is unknown") from None
-
-    # -- orders
 
     def mine(self, request):
         """Return the order, and the authorization if any, that the URL of its owner names."""
@@ -268,9 +261,9 @@ class ScriptedCA:
         shown = {"status": "ready" if self.options.get("reuse") else "pending", "expires": EXPIRES,
                  "identifiers": identifiers, "finalize": url % "finalize",
                  "authorizations": [each % "authz" for each in urls]}
-        order = self.orders[number] = SimpleNamespace(
-            account=request.account, shown=shown, wait=self.options.get("validation", 1), results=[],
-            authorizations=list(map(self.authorization, urls, reversed(identifiers))))
+        self.orders[number] = SimpleNamespace(
+            account=request.account, shown=shown, wait=self.options.get("validation", 1),
+            authorizations=[*map(self.authorization, urls, reversed(identifiers))], results=[])
         return Reply(201, shown, {"Location": url % "order"})
 
     def authorization(self, url, identifier):
@@ -363,8 +356,7 @@ class ScriptedCA:
 
     def do_renewalInfo(self, request):
         """Tell when a certificate is to be renewed, if the option "window" does."""
-        [identifier] = request.id
-        assert re.fullmatch(r"[\w-]+\.[\w-]+", identifier), "odd identifier %s" % identifier
+        assert re.fullmatch(r"[\w-]+\.[\w-]+", *request.id), "odd identifier %s" % request.id
         if not self.options.get("window"):
             raise Refused("malformed", 404, "there is no such certificate")
         start, end = [each.strftime("%Y-%m-%dT%H:%M:%SZ") for each in self.options["window"]]

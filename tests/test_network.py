@@ -22,15 +22,11 @@ CUT, RESET, SILENT = map(delivered, (faults.cut_short, faults.hang_up, faults.st
     pytest.param([delivered(faults.hang_up, heard=False), TROUBLE, CLOSED,
                   replace(b"<html>Bad gateway</html>", 502)], id="requests"),
     pytest.param([CUT, RESET], marks=core, id="answers: cut, reset"),
-    pytest.param([SILENT, problem("serverInternal", 500, heard=True)], id="answers: none, 500")])
-def test_requests_or_answers_are_lost(trial, lost):
-    """Each request is repeated, whatever comes in place of its answer, be it carried out or not."""
+    pytest.param([SILENT, problem("serverInternal", 500, heard=True)], id="answers: none, 500"),
+    pytest.param(delivered(faults.close_after), id="connections: closed")])
+def test_requests_or_answers_or_connections_are_lost(trial, lost):
+    """What gets no good answer is repeated, be it done or not; no connection need be kept."""
     trial.works(dict.fromkeys(RESOURCES, lost), waits=ALL_TOLD)
-
-
-def test_connections_are_closed(trial):
-    """A connection need not be kept, be it for one answer."""
-    trial.works(dict.fromkeys(RESOURCES, delivered(faults.close_after)))
 
 
 @pytest.mark.parametrize("resource, fault", [
