@@ -79,7 +79,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def serve(self):
         """Have the CA answer one request, which is this object."""
-        _, self.resource, *self.id = self.path.split("/")
+        self.resource, _, self.id = self.path[1:].partition("/")
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         reply = self.server.ca.answer(self)
         reply.deliver(self, reply.render(head=self.command == "HEAD"))
@@ -240,7 +240,7 @@ class ScriptedCA:
 
     def mine(self, request):
         """Return the order, and the authorization if any, that the URL of its owner names."""
-        number, *index = request.id
+        number, *index = request.id.split("/")
         order = self.orders[number]
         assert order.account == request.account, "this belongs to another account"
         return [order, *[order.authorizations[int(each)] for each in index]]
@@ -356,7 +356,7 @@ class ScriptedCA:
 
     def do_renewalInfo(self, request):
         """Tell when a certificate is to be renewed, if the option "window" does."""
-        assert re.fullmatch(r"[\w-]+\.[\w-]+", *request.id), "odd identifier %s" % request.id
+        assert re.fullmatch(r"[\w-]+\.[\w-]+", request.id), "odd identifier %s" % request.id
         if not self.options.get("window"):
             raise Refused("malformed", 404, "there is no such certificate")
         start, end = [each.strftime("%Y-%m-%dT%H:%M:%SZ") for each in self.options["window"]]
