@@ -227,8 +227,9 @@ def answer_challenges(ca, challenges):
         answer = ca.ask(url, {})
         if answer.has_failed():
             complaints[name] = f'{name}: {answer.refusal()}'
-        if answer.code >= 500:
-            break  # the CA is down: the other challenges would take as long
+        if answer.code >= 500:  # the CA is down: the other challenges would take as long
+            complaints[name] = f'{name}: {url}: {answer.refusal()}'
+            break
     return complaints
 
 def await_validation(ca, order_url, challenges, in_doubt):
@@ -377,14 +378,13 @@ class CA:
                 answer.earlier = earlier
                 break
             left = end - time.monotonic()
-            pause = max(pause, after or 0)
-            if pause > left:
+            if (after or 0) > left:
                 break
-            if after or tries == 1:  # the first one may just have met an idle connection
+            if after or pause == FIRST_PAUSE:  # the first try may have met an idle connection
                 log(f'W: {url}: {words}; trying again for {left:.0f} s')
             if reached:
                 earlier = earlier or f'{words}; then '
-            time.sleep(pause)
+            time.sleep(max(pause, after or 0))
         return answer
 
     def send(self, method, url, body):

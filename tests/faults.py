@@ -3,7 +3,7 @@
 A fault is a function(request, reply) that changes the reply or the way it is delivered. A fault
 that has the attribute "unheard" comes in place of what the request asks for, which is not done.
 """
-import http
+import itertools
 import json
 import os
 import socket
@@ -11,6 +11,8 @@ import struct
 import time
 from dataclasses import dataclass, field
 
+RESOURCES = ["directory", "newNonce", "newAccount", "newOrder", "authz", "challenge", "order",
+             "finalize", "certificate"]
 ERROR = "urn:ietf:params:acme:error:"
 MISSING = Ellipsis                          # a value for put(): take the field away
 
@@ -34,43 +36,31 @@ class Reply:
         if not isinstance(body, bytes):
             body, kind = json.dumps(body).encode(), "application/json"
         headers = {"Content-Type": kind, "Content-Length": len(body), **self.headers}
-        lines = ["HTTP/1.1 %d %s" % (self.status, http.HTTPStatus(self.status).phrase)]
-        lines += ["%s: %s" % item for item in headers.items() if item[1] is not None]
-        text = "\r\n".join(lines) + "\r\n\r\n"
+        lines = ["%s: %s\r\n" % item for item in headers.items() if item[1] is not None]
+        text = "HTTP/1.1 %d as scripted\r\n%s\r\n" % (self.status, "".join(lines))
         return text.encode("latin-1") + (b"" if head else body)
 
 
-# ---- In the words of the answer
-
-def problem(kind, status=403, headers=None, heard=False, **more):
-    """The CA refuses (if heard: though it has carried out what was asked)."""
-    def fault(request, reply):
-        reply.status = status
-        reply.body = {"type": ERROR + kind, "detail": "as scripted", "status": status, **more}
-        reply.headers.update({"Content-Type": "application/problem+json", **(headers or {})})
-    fault.unheard = not heard
-    return fault
-
-
-def change(status=None, headers=None):
+def change(status=None, headers=()):
     """The answer's HTTP status or headers differ from the honest ones."""
     def fault(request, reply):
         reply.status = status or reply.status
-        reply.headers.update(headers or {})
+        reply.headers.update(headers)
     return fault
 
 
-def put(path, value):
-    """One field of the answer's JSON differs; its path is such as "challenges.2.token"."""
+def put(paths, value):
+    """Fields of the answer's JSON differ; a path is such as "challenges.2.token"."""
     def fault(request, reply):
-        *steps, last = [int(step) if step.isdigit() else step for step in path.split(".")]
-        body = reply.body
-        for step in steps:
-            body = body[step]
-        if value is MISSING:
-            del body[last]
-        else:
-            body[last] = value
+        for path in paths.split():
+            *steps, last = [int(step) if step.isdigit() else step for step in path.split(".")]
+            body = reply.body
+            for step in steps:
+                body = body[step]
+            if value is MISSING:
+                del body[last]
+            else:
+                body[last] = value
     return fault
 
 
@@ -79,25 +69,21 @@ def fields(**values):
     return lambda request, reply: reply.body.update(values)
 
 
-def replace(body, kind=None, status=None):
+def replace(body, status=None, headers=()):
     """Another body: bytes, or a value that becomes JSON."""
     def fault(request, reply):
         reply.body = body
-        reply.status = status or reply.status
-        if kind:
-            reply.headers["Content-Type"] = kind
+        change(status, headers)(request, reply)
     return fault
 
 
-def all_of(*some):
-    """Several faults at once."""
-    def fault(request, reply):
-        for each in some:
-            each(request, reply)
+def problem(kind, status=403, headers=(), heard=False, **more):
+    """The CA refuses (if heard: though it has carried out what was asked)."""
+    body = {"type": ERROR + kind, "detail": "as scripted", "status": status, **more}
+    fault = replace(body, status, {"Content-Type": "application/problem+json", **dict(headers)})
+    fault.unheard = not heard
     return fault
 
-
-# ---- On the way
 
 def delivered(deliver, heard=True):
     """A fault by a function(handler, data) that delivers the answer in its own way."""
@@ -121,7 +107,6 @@ def hang_up(handler, data):
 
 def stay_silent(handler, data):
     """Never answer: hold the connection until the client has left."""
-    handler.close_connection = True
     while handler.connection.recv(1):
         pass
 
@@ -143,32 +128,17 @@ def wire(data):
     return closing(lambda honest: data)
 
 
-def late(seconds):
-    """Answer after some time."""
-    def deliver(handler, data):
-        time.sleep(seconds)
-        handler.wfile.write(data)
-    return deliver
-
-
 def drip(head, endless):
     """Say the head one byte at a time, then the endless bytes again and again."""
     def deliver(handler, data):
-        said = head
-        while True:
-            for byte in said:
-                handler.wfile.write(bytes([byte]))
-                time.sleep(0.02)
-            said = endless
+        for byte in itertools.chain(head, itertools.cycle(endless)):
+            handler.wfile.write(bytes([byte]))
+            time.sleep(0.02)
     return deliver
 
 
 def flood(length=None):
     """An answer of 50 MB, with a Content-Length or ended by the connection's end."""
-    def deliver(handler, data):
-        said = b"Content-Length: %d\r\n" % length if length else b"Connection: close\r\n"
-        handler.close_connection = True
-        handler.wfile.write(b"HTTP/1.1 200 OK\r\n" + said + b"\r\n{\"a\": \"")
-        for _ in range(50):
-            handler.wfile.write(b"x" * 1000000)
-    return deliver
+    said = b"Content-Length: %d" % length if length else b"Connection: close"
+    head = b"HTTP/1.1 200 OK\r\n" + said + b"\r\n\r\n{\"a\": \""
+    return closing(lambda honest: head + b"x" * 50000000)

@@ -1,74 +1,45 @@
 """The network fails: answers are lost, late, cut, endless or no HTTP; TLS cannot be had."""
-import contextlib
-import socket
+import datetime
+import time
+from operator import methodcaller
 
 import faults
 import pytest
-from faults import delivered, problem, replace, wire
+from faults import RESOURCES, delivered, problem, replace, wire
 
 core = pytest.mark.core
-RESOURCES = ["directory", "newNonce", "newAccount", "newOrder", "authz", "challenge", "order",
-             "finalize", "certificate"]
 IMPATIENT = {"ANSWER_TIMEOUT": 0.3, "REQUEST_PATIENCE": 0.8}
 # So that each trouble is logged, and what is logged is judged
 ALL_TOLD = {"ANSWER_TIMEOUT": 0.3, "FIRST_PAUSE": 0.01, "LONGEST_PAUSE": 0.01}
 
-LOST = {
-    "closed": delivered(faults.close_instead, heard=False),
-    "cut-short": delivered(faults.cut_short),
-    "no-answer": delivered(faults.stay_silent),
-    "no-answer-before": delivered(faults.stay_silent, heard=False),
-    "reset": delivered(faults.hang_up),
-    "reset-before": delivered(faults.hang_up, heard=False),
-    "500": problem("serverInternal", 500),
-    "500-though-it-was-done": problem("serverInternal", 500, heard=True),
-    "502-html": replace(b"<html>Bad gateway</html>", "text/html", 502),
-}
+TROUBLE = problem("serverInternal", 500)
+CLOSED = delivered(faults.close_instead, heard=False)
+PLAIN = methodcaller("sendall", b"HTTP/1.1 400 Bad Request\r\n\r\n")  # without TLS
+CUT, RESET, SILENT = map(delivered, (faults.cut_short, faults.hang_up, faults.stay_silent))
 
 
-def test_requests_are_lost(trial):
-    """Each request is repeated, whatever comes in place of its answer."""
-    lost = [LOST[name] for name in ("reset-before", "500", "closed", "502-html")]
-    trial.works({resource: lost for resource in RESOURCES}, waits=ALL_TOLD)
-
-
-@pytest.mark.parametrize("fault", [
-    pytest.param("cut-short", marks=core), pytest.param("reset", marks=core), "no-answer",
-    "500-though-it-was-done"])
-def test_answers_are_lost(trial, fault):
-    """The same where what each request asks for has been done, though the answer is lost."""
-    trial.works({resource: [LOST[fault]] for resource in RESOURCES}, waits=ALL_TOLD)
-
-
-def test_connections_are_closed(trial):
-    """A connection need not be kept, be it for one answer."""
-    trial.works({resource: delivered(faults.close_after) for resource in RESOURCES})
+@pytest.mark.parametrize("lost", [
+    pytest.param([delivered(faults.hang_up, heard=False), TROUBLE, CLOSED,
+                  replace(b"<html>Bad gateway</html>", 502)], id="requests"),
+    pytest.param([CUT, RESET], marks=core, id="answers: cut, reset"),
+    pytest.param([SILENT, problem("serverInternal", 500, heard=True)], id="answers: none, 500"),
+    pytest.param(delivered(faults.close_after), id="connections: closed")])
+def test_requests_or_answers_or_connections_are_lost(trial, lost):
+    """What gets no good answer is repeated, be it done or not; no connection need be kept."""
+    trial.works(dict.fromkeys(RESOURCES, lost), waits=ALL_TOLD)
 
 
 @pytest.mark.parametrize("resource, fault", [
-    ("directory", "no-answer-before"), ("newNonce", "500"), ("newOrder", "closed"),
-    ("challenge", "no-answer"), ("finalize", "cut-short"), ("certificate", "cut-short")])
+    ("directory", SILENT), ("newNonce", TROUBLE), ("newOrder", CLOSED), ("certificate", CUT)])
 def test_every_answer_is_lost(trial, resource, fault):
     """A run that cannot succeed ends by itself, names the URL, and asked more than once."""
-    result = trial.fails({resource: LOST[fault]}, "https://localhost", "/" + resource,
-                         waits=IMPATIENT)
+    result = trial.fails({resource: fault}, "https://localhost", "/" + resource, waits=IMPATIENT)
     assert result.ca.count(resource) > 1
-
-
-def test_the_ca_comes_up_later(trial):
-    """A CA that is down at first is waited for, and the log says so."""
-    assert "W: " in trial.works(ca={"down": 2}).err
-
-
-@core
-def test_the_ca_stays_down(trial):
-    """Where nothing listens, the error names the CA."""
-    trial.fails(None, "localhost", ca={"down": 1000}, waits={"REQUEST_PATIENCE": 0.2})
 
 
 @pytest.mark.parametrize("options", [
     pytest.param({"ca": {"tls_name": "other.example"}}, marks=core, id="another-name"),
-    pytest.param({"ca": {"tls_days": (-9, -1)}}, id="expired"),
+    pytest.param({"ca": {"tls_end": datetime.datetime(2020, 1, 1)}}, id="expired"),
     pytest.param({"env": {"SSL_CERT_FILE": None}}, marks=core, id="of-a-private-CA")])
 def test_the_tls_certificate_is_wrong(trial, options):
     """A CA with a wrong TLS certificate is not talked to: one connection, no request."""
@@ -76,35 +47,17 @@ def test_the_tls_certificate_is_wrong(trial, options):
     assert (ca.connections, ca.requests) == (1, [])
 
 
-def plain(sock):
-    """Speak HTTP without TLS."""
-    sock.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
-    sock.close()
-
-
-def mute(sock):
-    """Take what comes, say nothing."""
-    with contextlib.suppress(OSError):
-        while sock.recv(65536):
-            pass
-    sock.close()
-
-
 @core
 def test_handshakes_fail(trial):
-    """Other trouble in the handshake is tried again."""
-    trial.works({"connection": [faults.reset, faults.reset, socket.socket.close, plain, mute]},
-                waits=ALL_TOLD)
-
-
-def test_every_handshake_fails(trial):
-    """Until patience ends."""
-    assert trial.fails({"connection": plain}, "localhost", waits=IMPATIENT).ca.connections > 1
+    """Other trouble in the handshake is tried again, until patience ends."""
+    trial.works({"connection": [faults.reset, faults.reset, lambda sock: sock.close(), PLAIN,
+                                lambda sock: time.sleep(1)]}, waits=ALL_TOLD)
+    assert trial.fails({"connection": PLAIN}, "localhost", waits=IMPATIENT).ca.connections > 1
 
 
 @pytest.mark.parametrize("head, endless", [
-    pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b" ", id="body"),
-    pytest.param(b"", b"HTTP/1.1 100 Continue\r\n\r\n", id="100-continue")])
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b" "),
+    (b"", b"HTTP/1.1 100 Continue\r\n\r\n")], ids=["body", "100-continue"])
 def test_an_answer_drips_for_ever(trial, head, endless):
     """A byte a second never runs into a socket's timeout: the bound of the whole run ends it."""
     fault = delivered(faults.drip(head, endless))
