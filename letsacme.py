@@ -211,7 +211,7 @@ def validate(ca, order_url, challenges):
     """Have the CA validate all names; return the order after that (RFC 8555, 7.5.1). Raise Error if
     it cannot, which CAs show in the answer to a challenge, the authorization or the order."""
     complaints = answer_challenges(ca, challenges)
-    with about('; '.join(complaints.values())):  # for when the CA cannot be asked any more
+    with about('; '.join(complaints.values())):  # if there are any, and no more words come
         order = await_validation(ca, order_url, challenges, bool(complaints))
         verified = order['status'] in ('ready', 'processing', 'valid')
         failures = [] if verified else list_failures(ca, order, challenges, complaints)
