@@ -69,7 +69,7 @@ def pytest_generate_tests(metafunc):
 # These files and tests run in pytest's own Python, or look at what is the same under every Python:
 # a document, or the ways of a CA.
 ONCE = {"test_parsing", "test_fuzz", "test_budget", "test_readme", "test_words", "test_other_cas",
-        "test_hundred_names", "test_manners_of_the_ca"}
+        "test_manners_of_the_ca"}
 
 
 def pytest_collection_modifyitems(config, items):

@@ -15,13 +15,13 @@ fail() {
     exit 1
 }
 
-grep -qs '^ID=debian' /etc/os-release || fail "this needs Debian 12 or later"
+# shellcheck disable=SC1091  # a file of the machine
+here=$(. /etc/os-release && [ "$ID" = debian ] && echo "${VERSION_CODENAME:-}") ||
+    fail "this needs Debian 12 or later"
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 release=$2
 shift 2
-# shellcheck disable=SC1091  # a file of the machine
-here=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
 
 exec 9> "$folder/.lock"
 flock 9 # two runs at once take turns

@@ -54,10 +54,9 @@ fetch() {
     fi
 }
 
-# Makes a program in .tools that starts an unpacked one, if there is one.
-# Arguments: the program to make; the folder of the unpacked one; its path there; what starts it, if
-# it needs more than the libraries that lie beside it; a folder of Python modules, to be compiled as
-# an installation would have done (without that, each start takes half a second).
+# Makes a program in .tools that starts an unpacked one, if there is one. Arguments: the program to
+# make; the folder of the unpacked one; its path there; what starts it, if not just the libraries
+# beside it do; a folder of Python modules, to be compiled (else each start takes half a second).
 wrap() {
     if [ ! -e "$2/$3" ] || [ -e "$tools/$1" ]; then
         return
@@ -86,8 +85,10 @@ make_venv() {
     fi
 }
 
-# Sets up the servers and what goes with them. The tests do not do without any of these.
-set_up_servers() {
+# Sets up the servers and what goes with them, without which the tests do not do; and on Debian,
+# what the script is tested with beside the Pythons and the openssl of the machine. What of that
+# cannot be had is left out, and the closing summary says so.
+set_up() {
     fetch forky pebble:pebble pebble-challtestsrv:pebble caddy:caddy
     fetch here nginx:nginx apache2:apache2 lighttpd:lighttpd curl:curl shellcheck:shellcheck \
         ip:iproute2 systemd-analyze:systemd setpriv:util-linux unshare:util-linux \
@@ -99,11 +100,7 @@ set_up_servers() {
     SYSTEMD_UNIT_PATH=\"\$SYSTEMD_UNIT_PATH$tools/usr/lib/systemd/system:\""
     # A CA's own, so that what it needs cannot be what the tests need in another version.
     make_venv a2c-venv gunicorn "acme2certifier[django]==0.46.*" "gunicorn==23.*"
-}
-
-# Sets up what the script is tested with beside the Pythons and the openssl of the machine. What
-# cannot be had is left out, and the closing summary says so.
-set_up_interpreters() {
+    [ -n "$debian" ] || return 0
     pypy=$tools/pypy3 new=$tools/python3.14 old=$tools/bullseye
     if ! is_here pypy3; then
         sh tests/packages.sh "$pypy" here pypy3 || true
@@ -143,10 +140,7 @@ for environment in ${environments:-all}; do
     case $environment in
     quick) ;;
     lint) fetch here shellcheck:shellcheck ;;
-    *)
-        set_up_servers
-        [ -z "$debian" ] || set_up_interpreters
-        ;;
+    *) set_up ;;
     esac
 done
 make_venv venv tox tox

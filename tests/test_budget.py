@@ -6,7 +6,6 @@ import pytest
 import support
 
 pytestmark = pytest.mark.quick
-
 SOURCE = support.SCRIPT.read_text(encoding="utf-8")
 README = (support.TOP / "README.md").read_text(encoding="utf-8")
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)

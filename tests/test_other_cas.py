@@ -60,33 +60,25 @@ renewal_window_duration: 2d
 eab_handler_module: acme2certifier.eabhandlers.json_handler
 key_file: {folder}/eab.json
 """
-# A file can name a request at which the CA is to die, before or after it has done what it is asked
-# for; either way it does not answer. Gunicorn starts it again.
+# A file can name a request after which the CA dies without an answer; gunicorn starts it again.
 GUNICORN = """
 import os
 bind = "127.0.0.1:8000"
 
 def post_worker_init(worker):
     serve, order = worker.wsgi, "{folder}/stop"
-    def serve_or_stop(environ, start_response):
-        when, path = open(order).read().split() if os.path.exists(order) else ("", "never")
-        stop = path in environ["PATH_INFO"]
-        answer = [] if stop and when == "before" else serve(environ, start_response)
-        if stop:
+    def serve_or_die(environ, start_response):
+        answer = serve(environ, start_response)
+        if os.path.exists(order) and open(order).read() in environ["PATH_INFO"]:
             os.remove(order)
             os._exit(1)
         return answer
-    worker.wsgi = serve_or_stop
+    worker.wsgi = serve_or_die
 """
 NGINX = NGINX_HEAD + """
     server {{
         listen 80;
         root {folder}/www;
-    }}
-    server {{
-        listen 80;
-        server_name wrong.example;
-        return 200 "something else";
     }}
     server {{
         listen 443 ssl;
@@ -202,9 +194,8 @@ def test_issues(run_inside, start, csr, key, make, names, kind):
     """Names and addresses are proved and certified, with each kind of key."""
     ca = start(make)
     # Django's says "Retry-After: 600" with an order that is valid in a moment.
-    waits = {"LONGEST_POLL_PAUSE": 2} if make == "django" else None
     result = run_inside(ca, csr(names, key(kind)), *ca.given, account=key(kind, "account"),
-                        constants=waits)
+                        constants={"LONGEST_POLL_PAUSE": 2} if make == "django" else None)
     assert result.status == 0, result.err
     check_chain(result.out, names, key(kind), ca.ca_file)
 
@@ -212,8 +203,7 @@ def test_issues(run_inside, start, csr, key, make, names, kind):
 @pytest.mark.parametrize("make, bad, words, position", [
     ("caddy", "nowhere.example", "connection", 0), ("caddy", "missing.example", "connection", 1),
     ("caddy", "wrong.example", "rejectedIdentifier", 0), ("wsgi", NAMES[1], "invalid", 0),
-    ("django", NAMES[1], "HTTP request failed: 404", 1),
-    ("django", "wrong.example", "Keyauthorization mismatch", 0)])
+    ("django", NAMES[1], "HTTP request failed: 404", 1)])
 def test_reports_a_name(run_inside, start, csr, make, bad, words, position):
     """One that cannot be proved is reported within seconds, though the order stays pending; so does
     Caddy's authorization, even if the challenge becomes invalid."""
@@ -238,19 +228,17 @@ def test_renews(renews, start, make, early, late):
     (NAMES, GIVEN[2:], "Contact information is missing"),
     (NAMES, [*GIVEN, "--eab-hmac-key", "W" * 64], "invalid eab credentials"),
     ([NAMES[0], "elsewhere.test"], GIVEN, "FQDN/SAN elsewhere.test not allowed by configuration"),
-    ([NAMES[0], "blocked.example"], GIVEN, "enrollment failed")],
-    ids=["no pair", "no contact", "wrong key", "elsewhere", "blocked"])
+    ([NAMES[0], "blocked.example"], GIVEN, "enrollment failed")])
 def test_refused(run_inside, start, csr, names, given, words):
     """An account or a name is refused: that is told in the CA's words, be it last of all."""
     assert words in error_of(run_inside(start("wsgi"), csr(names), *given, timeout=60))
 
 
-@pytest.mark.parametrize("moment", [
-    "after /acme/neworders", "before /acme/chall", "after /finalize"])
-def test_restart(run_inside, start, csr, key, moment):
+@pytest.mark.parametrize("path", ["/acme/neworders", "/acme/chall", "/finalize"])
+def test_restart(run_inside, start, csr, key, path):
     """The CA dies in a run and is back at once; what it has done, its answer lost, is not lost."""
     ca = start("wsgi")
-    ca.write("stop", moment)
+    ca.write("stop", path)
     log = ca.folder / "access.log"
     before = log.stat().st_size
     result = run_inside(ca, csr(NAMES), *ca.given)

@@ -13,8 +13,6 @@ from pki import check_chain, load_chain
 from servers import has_ipv6
 from support import fake_openssl
 
-core = pytest.mark.core
-
 
 def no_challenges_left(nginx, hosts):
     """Are the challenge files of all hosts gone?"""
@@ -44,7 +42,8 @@ EXAMPLES = {
                      {"signed.crt": "cert"}),
     "three files": pytest.param(
         "site", CONFIG + "--cert-file ./signed.cert --chain-file ./chain.crt > ./fullchain.crt",
-        {"signed.cert": "cert", "chain.crt": "chain", "fullchain.crt": "both"}, marks=core),
+        {"signed.cert": "cert", "chain.crt": "chain", "fullchain.crt": "both"},
+        marks=pytest.mark.core),
     "nothing printed": ("site", CONFIG + "--no-cert --no-chain --cert-file signed.crt",
                         {"signed.crt": "cert"}),
     "CSR": ("site", 'openssl genrsa 2048 | openssl pkey -traditional > account.key && '
@@ -75,9 +74,8 @@ def test_command_lines(kind, line, files, letsacme, names, csr, config, key, peb
                         ("challenges", nginx.challenges), ("ca", pebble.directory),
                         ("port", nginx.port)):
         line = line.replace("{%s}" % mark, str(value))
-    where = {"ca": pebble}
-    if "--directory-url" in line:
-        where = {"env": {"SSL_CERT_FILE": str(pebble.ca_file)}}
+    where = {"env": {"SSL_CERT_FILE": str(pebble.ca_file)}}
+    where = where if "--directory-url" in line else {"ca": pebble}
     result = letsacme(wrapper=["bash", "-ec", line, "bash"], **where)
     assert (result.status, result.out) == (0, ""), result.err
     assert "--quiet" not in line or not result.err
@@ -103,9 +101,9 @@ def test_log(letsacme, basics, pebble, names):
     age = datetime.datetime.now(datetime.timezone.utc) - parsedate_to_datetime(date)
     assert datetime.timedelta(0) <= age < datetime.timedelta(hours=1)
     told = [line for line in stages if re.match("[PRVS].*[.]{3}$", line)]
-    verifying = ["Verifying %s..." % host for host in hosts]
     assert [told[0], told[1], {*told[2:4]}, told[4]] == [
-        "Parsing account key...", "Registering account...", {*verifying}, "Signing certificate..."]
+        "Parsing account key...", "Registering account...",
+        {"Verifying %s..." % host for host in hosts}, "Signing certificate..."]
     [leaf, _] = load_chain((letsacme.folder / "new.pem").read_text())
     for text in (*hosts, pebble.directory.replace("/dir", "/my-account/"), "data:text/plain,",
                  "  Certificate signed!", "new.pem",
@@ -117,8 +115,8 @@ def test_dry_run(letsacme, basics, pebble, names, key):
     """With --test the certificate is printed, even if none is due, and all outputs stay."""
     hosts = names(2)
     output = letsacme.folder / "fullchain.pem"
-    output.write_bytes(pki.pem(pki.Issuer().root))
-    before = output.read_bytes()
+    before = pki.pem(pki.Issuer().root)
+    output.write_bytes(before)
     result = letsacme(*basics(hosts), "--test", "--chain-file", "new.pem", "--fullchain-file",
                       output, "--renew", "--check-port", pebble.http_port,
                       constants={"LETS_ENCRYPT_STAGING": pebble.directory},
@@ -129,14 +127,13 @@ def test_dry_run(letsacme, basics, pebble, names, key):
     assert output.read_bytes() == before and not (letsacme.folder / "new.pem").exists()
 
 
-# --- names ----------------------------------------------------------------------------------------
-
-def test_kinds_of_names(letsacme, issue, pebble, names, csr, nginx):
-    """Names, which are compared without case, and addresses: each has its own document root."""
+def test_hundred_names(letsacme, issue, pebble, names, csr, nginx):
+    """As many names as Let's Encrypt allows, which are compared without case, and addresses: each
+    has a document root of its own."""
     assert has_ipv6() or not os.environ.get("CI"), "this machine has no IPv6 loopback"
-    one, two = names(2)
+    one, two, *more = names(97)
     addresses = ["127.0.0.1"] + ["::1"] * has_ipv6()
-    hosts = [one, two.upper(), "xn--bcher-kva." + one, *addresses]
+    hosts = [one, two.upper(), "xn--bcher-kva." + one, *more, *addresses]
     letsacme.add_host(hosts[2])
     # Where nginx looks for what is asked of an address: an IPv6 address stands in brackets.
     roots = {name: {"DocumentRoot": str(nginx.root("[%s]" % name if ":" in name else name.lower()))}
@@ -148,12 +145,6 @@ def test_kinds_of_names(letsacme, issue, pebble, names, csr, nginx):
     for ip in addresses:  # the script's own check and the CA's
         assert re.search("^%s .* 200 .*letsacme/" % ip, log, re.MULTILINE)
         assert re.search("^%s .* 200 .*[Pp]ebble" % ip, log, re.MULTILINE)
-
-
-def test_hundred_names(issue, pebble, names):
-    """As many names as Let's Encrypt allows, each with a document root of its own."""
-    # nss_wrapper's table of names has no room for a hundredth.
-    issue(pebble, [*names(99), "127.0.0.1"])
 
 
 # --- the CA's ways --------------------------------------------------------------------------------
@@ -187,9 +178,8 @@ def test_profile(issue, pebbles, names):
 
 # --- external account binding ---------------------------------------------------------------------
 
-SECRET = b"\xfb\xff" + bytes(range(32))
+SECRET = b"\xfb\xff" + bytes(range(32))  # which begins with "-_" in base64url
 MAC_KEY = base64.urlsafe_b64encode(SECRET).decode().rstrip("=")
-assert MAC_KEY.startswith("-_")  # the letters that base64url has of its own
 # Notes its own command line, and that of the process which has started it.
 WITNESS = """{ tr '\\0' '\\n' < /proc/$PPID/cmdline; printf '%%s\\n' "$0" "$@"; } >> %s
 exec $real "$@"
@@ -197,10 +187,8 @@ exec $real "$@"
 
 
 def test_external_account(issue, pebbles, names, config, tmp_path):
-    """The right pair makes an account; a second run finds that and does not use the pair again.
-
-    A key in the config JSON is on no command line, neither the script's nor openssl's.
-    """
+    """The right pair makes an account; a second run finds that and does not use the pair again. A
+    key in the config JSON is on no command line, neither the script's nor openssl's."""
     pebble = pebbles(externalAccountBindingRequired=True, keyAlgorithm="ecdsa",
                      externalAccountMACKeys={"kid-1": MAC_KEY}, PEBBLE_WFE_NONCEREJECT=0)
     hosts, accounts, commands = names(), [], tmp_path / "commands"
