@@ -7,7 +7,7 @@ has letsacme.py run against that and judges it.
 The tests, by what they are about:
   in this process, or nearly (marked quick)  test_parsing, test_fuzz, test_usage, test_words,
                                              test_budget
-  real CAs and web servers                   test_pebble, test_caddy, test_acme2certifier
+  real CAs and web servers                   test_pebble, test_other_cas
   the scripted CA                            test_network, test_protocol, test_ways, test_lies
   this machine                               test_files, test_outputs, test_openssl, test_site,
                                              test_crashes
@@ -68,8 +68,8 @@ def pytest_generate_tests(metafunc):
 
 # These files and tests run in pytest's own Python, or look at what is the same under every Python:
 # a document, or the ways of a CA.
-ONCE = {"test_parsing", "test_fuzz", "test_budget", "test_readme", "test_words", "test_caddy",
-        "test_acme2certifier", "test_hundred_names", "test_manners_of_the_ca", "test_keys"}
+ONCE = {"test_parsing", "test_fuzz", "test_budget", "test_readme", "test_words", "test_other_cas",
+        "test_manners_of_the_ca"}
 
 
 def pytest_collection_modifyitems(config, items):

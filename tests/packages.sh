@@ -9,31 +9,24 @@
 # Whatever has been fetched into FOLDER once is not fetched again.
 set -eu
 
-if [ $# -lt 3 ]; then
-    echo "usage: packages.sh FOLDER RELEASE PACKAGE..." >&2
-    exit 2
-fi
+# Ends with a message.
+fail() {
+    echo "packages.sh: $*" >&2
+    exit 1
+}
+
+# shellcheck disable=SC1091  # a file of the machine
+here=$(. /etc/os-release && [ "$ID" = debian ] && echo "${VERSION_CODENAME:-}") ||
+    fail "this needs Debian 12 or later"
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 release=$2
 shift 2
 
-for command in apt-get dpkg-deb gpgv flock; do
-    if ! command -v "$command" > /dev/null; then
-        echo "packages.sh: '$command' is missing; this needs Debian 12 or later" >&2
-        exit 1
-    fi
-done
-# shellcheck disable=SC1091  # a file of the machine
-here=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-
 exec 9> "$folder/.lock"
 flock 9 # two runs at once take turns
 stamp=$folder/.fetched-$(echo "$release $*" | cksum | tr ' ' -)
-if [ -e "$stamp" ]; then
-    exit 0
-fi
-
+[ ! -e "$stamp" ] || exit 0
 work=$(mktemp -d "$folder/.work-XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
@@ -47,7 +40,6 @@ sources() {
         sed -n "s/^Packages main \(${here}[^ ]*\|stable[^ ]*\) /\1 /p" | sort -u
 }
 signed="signed-by=/usr/share/keyrings/debian-archive-keyring.gpg"
-: > "$work/status"
 if [ "$release" = here ]; then
     status=/var/lib/dpkg/status
     sources | while read -r suite mirror; do
@@ -55,28 +47,17 @@ if [ "$release" = here ]; then
     done > "$work/sources.list"
 else
     status=$work/status # none installed: not even what is may stand in for what was asked for
+    : > "$status"
     mirror=$(sources | sed -n "s/^\($here\|stable\) //p" | head -n 1)
     echo "deb [$signed] $mirror $release main" > "$work/sources.list"
 fi
-if ! grep -q '//' "$work/sources.list"; then
-    echo "packages.sh: no Debian mirror found in the machine's apt sources" >&2
-    exit 1
-fi
-
+grep -q '//' "$work/sources.list" || fail "no Debian mirror found in the machine's apt sources"
 cat > "$work/apt.conf" << EOF
-Dir::State "$work/state";
-Dir::State::status "$status";
-Dir::Cache "$work/cache";
-Dir::Log "$work";
-Dir::Etc::SourceList "$work/sources.list";
-Dir::Etc::SourceParts "/dev/null";
-Dir::Etc::Preferences "/dev/null";
-Dir::Etc::PreferencesParts "/dev/null";
-Debug::NoLocking "true";
-APT::Sandbox::User "";
-APT::Install-Recommends "false";
-Acquire::Languages "none";
-Acquire::Retries "3";
+Dir::State "$work/state"; Dir::State::status "$status"; Dir::Cache "$work/cache"; Dir::Log "$work";
+Dir::Etc::SourceList "$work/sources.list"; Dir::Etc::SourceParts "/dev/null";
+Dir::Etc::Preferences "/dev/null"; Dir::Etc::PreferencesParts "/dev/null";
+Debug::NoLocking "true"; APT::Sandbox::User ""; APT::Install-Recommends "false";
+Acquire::Languages "none"; Acquire::Retries "3";
 #clear APT::Update::Pre-Invoke;
 #clear APT::Update::Post-Invoke;
 #clear APT::Update::Post-Invoke-Success;
@@ -86,8 +67,7 @@ EOF
 apt() {
     if ! apt-get -qq -c "$work/apt.conf" "$@" > "$work/log" 2>&1; then
         cat "$work/log" >&2
-        echo "packages.sh: 'apt-get $*' failed (release '$release')" >&2
-        exit 1
+        fail "'apt-get $*' failed (release '$release')"
     fi
 }
 
@@ -99,10 +79,8 @@ if [ "$release" = here ]; then
 else
     apt download "$@"
 fi
-for package in "$work"/cache/archives/*.deb; do
-    if [ -e "$package" ]; then # none, if all of them are installed
-        dpkg-deb --extract "$package" "$folder"
-    fi
+for package in *.deb; do
+    [ ! -e "$package" ] || dpkg-deb --extract "$package" "$folder" # none, if all are installed
 done
 # As on a machine, all of /bin, /sbin and /lib is in /usr.
 for part in bin sbin lib lib64; do

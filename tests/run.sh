@@ -11,8 +11,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 mkdir -p "${LETSACME_TOOLS:=.tools}/wrapped"
-LETSACME_TOOLS=$(cd "$LETSACME_TOOLS" && pwd)
-export LETSACME_TOOLS
+tools=$(cd "$LETSACME_TOOLS" && pwd)
+export LETSACME_TOOLS="$tools" LETSACME_SUMMARY="$tools/summary"
 debian=$(grep -s '^ID=debian' /etc/os-release || true)
 
 # Sets the Python for the tests' own tools, and the list of the Debian packages that must be
@@ -20,8 +20,7 @@ debian=$(grep -s '^ID=debian' /etc/os-release || true)
 look() {
     missing=" python3 python3-venv"
     check='import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 9))'
-    for python in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 \
-        /usr/bin/python3; do
+    for python in python3 /usr/bin/python3 $(printf 'python3.%s ' 14 13 12 11 10 9); do
         if "$python" -c "$check" 2> /dev/null; then
             missing=""
             break
@@ -30,108 +29,82 @@ look() {
     command -v openssl > /dev/null || missing="$missing openssl"
 }
 
-# Installs what is missing, or says what it is and how to get it.
-install_missing() {
-    if [ -n "$debian" ] && [ "$(id -u)" = 0 ]; then
-        echo "Installing$missing"
-        apt-get -qq update
-        # shellcheck disable=SC2086  # a list
-        DEBIAN_FRONTEND=noninteractive \
-            apt-get -qq install --no-install-recommends $missing > /dev/null
-        look
-    fi
-    if [ -n "$missing" ]; then
-        echo "Missing (python3 must be 3.9 or later):$missing"
-        echo "On Debian 12 or later, as root: apt-get update && apt-get install$missing"
-        exit 1
-    fi >&2
-}
-
 # Is a program (its name) or a library (lib/ and its path) here, in .tools or on the machine?
-is_here() {
+is_here() (
+    PATH=$tools/wrapped:$tools/usr/bin:$tools/usr/sbin:$PATH:/usr/sbin:/sbin
     case $1 in
-    lib/*) find "$LETSACME_TOOLS/usr/lib" /usr/lib /usr/lib64 -path "*/${1#lib/}" 2> /dev/null |
-        grep -q . ;;
-    *) (
-        PATH=$LETSACME_TOOLS/wrapped:$LETSACME_TOOLS/usr/bin:$LETSACME_TOOLS/usr/sbin:$PATH
-        PATH=$PATH:/usr/sbin:/sbin
-        command -v "$1" > /dev/null
-    ) ;;
+    lib/*) find "$tools/usr/lib" /usr/lib /usr/lib64 -path "*/${1#lib/}" 2> /dev/null | grep -q . ;;
+    *) command -v "$1" > /dev/null ;;
     esac
-}
+)
 
-# Prints the packages of the programs that are not here. Arguments: pairs PROGRAM:PACKAGE.
-needed() {
-    for pair; do
-        is_here "${pair%:*}" || echo "${pair#*:}"
-    done | sort -u
-}
-
-# Fetches packages; on another system than Debian, says that they are missing.
-# Arguments: the packages of the next Debian, those of the machine's.
-# shellcheck disable=SC2086  # lists
+# Fetches the packages of what is not here; on another system than Debian, says that it is missing.
+# Arguments: a release of Debian, pairs WHAT:PACKAGE.
 fetch() {
-    if [ -z "$1$2" ]; then
-        return
-    elif [ -z "$debian" ]; then
-        echo "Missing:" $1 $2
-        echo "Install these, or put them into $LETSACME_TOOLS, laid out as Debian's packages are."
+    release=$1
+    shift
+    packages=$(for pair; do is_here "${pair%:*}" || echo "${pair#*:}"; done | sort -u)
+    # shellcheck disable=SC2086  # a list
+    if [ -n "$packages" ] && [ -n "$debian" ]; then
+        sh tests/packages.sh "$tools" "$release" $packages
+    elif [ -n "$packages" ]; then
+        echo "Missing:" $packages
+        echo "Install these, or put them into $tools, laid out as Debian's packages are."
         exit 1
     fi
-    [ -z "$1" ] || sh tests/packages.sh "$LETSACME_TOOLS" forky $1
-    [ -z "$2" ] || sh tests/packages.sh "$LETSACME_TOOLS" here $2
 }
 
-# Makes a program in .tools that starts an unpacked one, if there is one.
-# Arguments: the program to make; the folder of the unpacked one; its path there; the lines that
-# start it; a folder of Python modules, to be compiled as an installation would have done (without
-# that, each start takes half a second).
+# Makes a program in .tools that starts an unpacked one, if there is one. Arguments: the program to
+# make; the folder of the unpacked one; its path there; what starts it, if not just the libraries
+# beside it do; a folder of Python modules, to be compiled (else each start takes half a second).
 wrap() {
-    if [ ! -e "$2/$3" ] || [ -e "$LETSACME_TOOLS/$1" ]; then
+    if [ ! -e "$2/$3" ] || [ -e "$tools/$1" ]; then
         return
     fi
-    mkdir -p "$(dirname "$LETSACME_TOOLS/$1")"
-    printf '#!/bin/sh\n%s\n' "$4" > "$LETSACME_TOOLS/$1.new"
-    chmod +x "$LETSACME_TOOLS/$1.new"
+    mkdir -p "$(dirname "$tools/$1")"
+    start=${4:-env LD_LIBRARY_PATH=\"$(echo "$2"/usr/lib/*-linux-*)\"}
+    printf '#!/bin/sh\nexec %s "%s" "$@"\n' "$start" "$2/$3" > "$tools/$1.new"
+    chmod +x "$tools/$1.new"
     if [ -n "${5:-}" ]; then
-        "$LETSACME_TOOLS/$1.new" -m compileall -q "$5" > "$LETSACME_TOOLS/compileall.log" || true
+        "$tools/$1.new" -m compileall -q "$5" > "$tools/compileall.log" || true
     fi
-    mv "$LETSACME_TOOLS/$1.new" "$LETSACME_TOOLS/$1"
+    mv "$tools/$1.new" "$tools/$1"
 }
 
-# Prints the lines that start an unpacked program with the libraries that lie beside it.
-# Arguments: its folder, its path there, another folder of libraries.
-with_libraries() {
-    # shellcheck disable=SC2016  # the dollar is for the program that is made
-    printf 'export LD_LIBRARY_PATH="%s"\nexec "%s" "$@"' \
-        "$(echo "$1"/usr/lib/*-linux-*)${3:+:$3}" "$1/$2"
+# Makes a virtual environment, unless it is there. Arguments: its name, a program in it, packages.
+make_venv() {
+    venv=$tools/$1
+    program=$2
+    shift 2
+    stamp=$venv/.made-$(echo "$*" | cksum | tr ' ' -)
+    if [ ! -e "$stamp" ] || ! "$venv/bin/$program" --version > /dev/null 2>&1; then
+        echo "Making a virtual environment with $*"
+        "$python" -m venv --clear "$venv"
+        "$venv/bin/pip" --quiet --disable-pip-version-check install "$@"
+        : > "$stamp"
+    fi
 }
 
-# Sets up the servers and what goes with them. The tests do not do without any of these.
-set_up_servers() {
-    fetch "$(needed pebble:pebble pebble-challtestsrv:pebble caddy:caddy)" \
-        "$(needed nginx:nginx apache2:apache2 lighttpd:lighttpd curl:curl shellcheck:shellcheck \
-            ip:iproute2 systemd-analyze:systemd setpriv:util-linux unshare:util-linux \
-            lib/libnss_wrapper.so:libnss-wrapper lib/faketime/libfaketime.so.1:faketime)"
-    wrap wrapped/ip "$LETSACME_TOOLS" usr/bin/ip "$(with_libraries "$LETSACME_TOOLS" usr/bin/ip)"
-    wrap wrapped/systemd-analyze "$LETSACME_TOOLS" usr/bin/systemd-analyze \
-        "export SYSTEMD_UNIT_PATH=\"\$SYSTEMD_UNIT_PATH$LETSACME_TOOLS/usr/lib/systemd/system:\"
-$(with_libraries "$LETSACME_TOOLS" usr/bin/systemd-analyze \
-            "$(echo "$LETSACME_TOOLS"/usr/lib/*-linux-*/systemd)")"
-    sh tests/acme2certifier.sh "$LETSACME_TOOLS/a2c-venv" "$python"
-}
-
-# Sets up what the script is tested with beside the Pythons and the openssl of the machine. What
+# Sets up the servers and what goes with them, without which the tests do not do; and on Debian,
+# what the script is tested with beside the Pythons and the openssl of the machine. What of that
 # cannot be had is left out, and the closing summary says so.
-set_up_interpreters() {
-    pypy=$LETSACME_TOOLS/pypy3
-    new=$LETSACME_TOOLS/python3.14
-    old=$LETSACME_TOOLS/bullseye
+set_up() {
+    fetch forky pebble:pebble pebble-challtestsrv:pebble caddy:caddy
+    fetch here nginx:nginx apache2:apache2 lighttpd:lighttpd curl:curl shellcheck:shellcheck \
+        ip:iproute2 systemd-analyze:systemd setpriv:util-linux unshare:util-linux \
+        lib/libnss_wrapper.so:libnss-wrapper lib/faketime/libfaketime.so.1:faketime
+    wrap wrapped/ip "$tools" usr/bin/ip
+    libraries=$(echo "$tools"/usr/lib/*-linux-*)
+    wrap wrapped/systemd-analyze "$tools" usr/bin/systemd-analyze \
+        "env LD_LIBRARY_PATH=\"$libraries:$libraries/systemd\" \\
+    SYSTEMD_UNIT_PATH=\"\$SYSTEMD_UNIT_PATH$tools/usr/lib/systemd/system:\""
+    # A CA's own, so that what it needs cannot be what the tests need in another version.
+    make_venv a2c-venv gunicorn "acme2certifier[django]==0.46.*" "gunicorn==23.*"
     [ -n "$debian" ] || return 0
+    pypy=$tools/pypy3 new=$tools/python3.14 old=$tools/bullseye
     if ! is_here pypy3; then
         sh tests/packages.sh "$pypy" here pypy3 || true
-        wrap wrapped/pypy3 "$pypy" usr/bin/pypy3 "$(with_libraries "$pypy" usr/bin/pypy3)" \
-            "$(echo "$pypy"/usr/lib/pypy3*)"
+        wrap wrapped/pypy3 "$pypy" usr/bin/pypy3 "" "$(echo "$pypy"/usr/lib/pypy3*)"
     fi
     if ! is_here python3.14; then
         # The next Debian's. It brings a C library and its loader for itself alone: the openssl that
@@ -139,50 +112,42 @@ set_up_interpreters() {
         sh tests/packages.sh "$new" forky python3.14-minimal libpython3.14-minimal \
             libpython3.14-stdlib libc6 libssl3t64 zlib1g libzstd1 libexpat1 libffi8 || true
         loader=$(echo "$new"/usr/lib/*-linux-*/ld-linux-*.so.*)
-        ln -sfn ../python3.14/usr/lib "$LETSACME_TOOLS/wrapped/lib"
+        ln -sfn ../python3.14/usr/lib "$tools/wrapped/lib"
         wrap wrapped/python3.14 "$new" usr/bin/python3.14 \
-            "exec \"$loader\" --library-path \"${loader%/*}\" --argv0 \"\$0\" \\
-    \"$new/usr/bin/python3.14\" \"\$@\"" "$new/usr/lib/python3.14"
+            "\"$loader\" --library-path \"${loader%/*}\" --argv0 \"\$0\"" "$new/usr/lib/python3.14"
     fi
-    if [ ! -e "$LETSACME_TOOLS/openssl-1.1.1/openssl" ]; then
+    if [ ! -e "$tools/openssl-1.1.1/openssl" ]; then
         sh tests/packages.sh "$old" bullseye openssl libssl1.1 || true
-        wrap openssl-1.1.1/openssl "$old" usr/bin/openssl "$(with_libraries "$old" usr/bin/openssl)"
-    fi
-}
-
-# Makes the virtual environment that tox runs in.
-make_venv() {
-    if ! "$LETSACME_TOOLS/venv/bin/tox" --version > /dev/null 2>&1; then
-        echo "Making a virtual environment with tox"
-        "$python" -m venv --clear "$LETSACME_TOOLS/venv"
-        "$LETSACME_TOOLS/venv/bin/pip" --quiet --disable-pip-version-check install tox
+        wrap openssl-1.1.1/openssl "$old" usr/bin/openssl
     fi
 }
 
 look
-[ -z "$missing" ] || install_missing
-environments=""
-previous=""
-for argument; do
-    [ "$previous" != -e ] || environments="$environments,$argument"
-    previous=$argument
-done
-for environment in $(echo "${environments:-all}" | tr , ' '); do
+if [ -n "$missing" ] && [ -n "$debian" ] && [ "$(id -u)" = 0 ]; then
+    echo "Installing$missing"
+    apt-get -qq update
+    # shellcheck disable=SC2086  # a list
+    DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $missing > /dev/null
+    look
+fi
+if [ -n "$missing" ]; then
+    echo "Missing (python3 must be 3.9 or later):$missing"
+    echo "On Debian 12 or later, as root: apt-get update && apt-get install$missing"
+    exit 1
+fi >&2
+environments=$(printf '%s\n' "$@" | sed -n '/^-e$/ { n; s/,/ /g; p; }')
+for environment in ${environments:-all}; do
     case $environment in
     quick) ;;
-    lint) fetch "" "$(needed shellcheck:shellcheck)" ;;
-    *)
-        set_up_servers
-        set_up_interpreters
-        ;;
+    lint) fetch here shellcheck:shellcheck ;;
+    *) set_up ;;
     esac
 done
-make_venv
+make_venv venv tox tox
 
-export LETSACME_SUMMARY="$LETSACME_TOOLS/summary"
 : > "$LETSACME_SUMMARY"
 status=0
-"$LETSACME_TOOLS/venv/bin/tox" "$@" || status=$?
+"$tools/venv/bin/tox" "$@" || status=$?
 if [ -s "$LETSACME_SUMMARY" ]; then
     echo
     echo "letsacme.py was run under:"

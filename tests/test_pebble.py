@@ -4,9 +4,7 @@ import datetime
 import json
 import os
 import re
-import shlex
 import shutil
-import subprocess
 from email.utils import parsedate_to_datetime
 
 import pki
@@ -14,9 +12,6 @@ import pytest
 from pki import check_chain, load_chain
 from servers import has_ipv6
 from support import fake_openssl
-
-core = pytest.mark.core
-PLAIN = {"PEBBLE_WFE_NONCEREJECT": 0, "keyAlgorithm": "ecdsa"}  # requests can be counted
 
 
 def no_challenges_left(nginx, hosts):
@@ -27,57 +22,49 @@ def no_challenges_left(nginx, hosts):
 @pytest.fixture
 def issue(letsacme, basics, nginx, key):
     """issue(ca, names, ...) gets a certificate; it gives that with its chain, and the log."""
-    usual = key()
-
-    def start(ca, hosts, *args, domain_key=usual, **options):
-        result = letsacme(*basics(hosts, key=domain_key), *args, ca=ca, **options)
+    def start(ca, hosts, *args, **options):
+        result = letsacme(*basics(hosts), *args, ca=ca, **options)
         assert result.status == 0, result.err
         assert no_challenges_left(nginx, hosts)
-        return check_chain(result.out, hosts, domain_key, ca.root), result.err
+        return check_chain(result.out, hosts, key(), ca.root), result.err
     return start
 
 
 # --- command lines --------------------------------------------------------------------------------
 
-def check_file(path, part, hosts, key, pebble):
-    """Checks that a file holds the certificate, the chain, or both."""
-    chain = pebble.management("/intermediates/0").decode()
-    text = path.read_text()
-    assert len(load_chain(text)) == {"cert": 1, "chain": 1, "both": 2}[part]
-    if part == "chain":
-        assert load_chain(text) == load_chain(chain)
-    else:
-        check_chain(text + chain * (part == "cert"), hosts, key, pebble.root)
-
-
 RUN = '"$@" --account-key ./account.key --csr ./domain.csr '
 CONFIG = RUN + "--config-json ./config.json "
+ALL = CONFIG + "> both.crt"
+BOTH = {"both.crt": "both"}
 # The kind of the site, a command line, and the parts that files hold then.
 EXAMPLES = {
     "literal JSON": ("site", RUN + "--no-chain --config-json '{json}' > ./signed.crt",
                      {"signed.crt": "cert"}),
     "three files": pytest.param(
         "site", CONFIG + "--cert-file ./signed.cert --chain-file ./chain.crt > ./fullchain.crt",
-        {"signed.cert": "cert", "chain.crt": "chain", "fullchain.crt": "both"}, marks=core),
+        {"signed.cert": "cert", "chain.crt": "chain", "fullchain.crt": "both"},
+        marks=pytest.mark.core),
     "nothing printed": ("site", CONFIG + "--no-cert --no-chain --cert-file signed.crt",
                         {"signed.crt": "cert"}),
     "CSR": ("site", 'openssl genrsa 2048 | openssl pkey -traditional > account.key && '
             'openssl req -new -sha256 -key domain.key -subj "/C=US/ST=CA/O=MY Org/CN={host}" '
             '-reqexts SAN -config <(cat /etc/ssl/openssl.cnf <(printf '
-            '"[SAN]\nsubjectAltName={entries}")) -out domain.csr && ' + CONFIG + "> both.crt",
-            {"both.crt": "both"}),
-    "to https": ("https", CONFIG + "> both.crt", {"both.crt": "both"}),
+            '"[SAN]\nsubjectAltName={entries}")) -out domain.csr && ' + ALL, BOTH),
+    "P-256": ("site", "openssl ecparam -genkey -name prime256v1 -out account.key && " + ALL, BOTH),
+    "P-384": ("site", "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-384 "
+              "-out account.key && " + ALL, BOTH),
+    "to https": ("https", ALL, BOTH),
     "acme-tiny": (
         "alias", RUN + "--acme-dir {challenges}/ --directory-url {ca} --check-port {port} --quiet "
-        "--contact mailto:one@mail.example two@mail.example > signed_chain.crt",
-        {"signed_chain.crt": "both"}),
+        "--contact mailto:one@mail.example two@mail.example > both.crt", BOTH),
 }
 
 
 @pytest.mark.parametrize("kind, line, files", EXAMPLES.values(), ids=EXAMPLES)
 def test_command_lines(kind, line, files, letsacme, names, csr, config, key, pebble, nginx,
                        account):
-    """What the original's README shows works as it is, and a command line of acme-tiny's."""
+    """What the original's README shows works as it is, and a command line of acme-tiny's; so do
+    account keys of each kind, as openssl makes them."""
     hosts, folder = names(3, kind), letsacme.folder
     for source, name in ((csr(hosts), "domain.csr"), (config(hosts), "config.json"),
                          (key(), "domain.key")):
@@ -87,14 +74,19 @@ def test_command_lines(kind, line, files, letsacme, names, csr, config, key, peb
                         ("challenges", nginx.challenges), ("ca", pebble.directory),
                         ("port", nginx.port)):
         line = line.replace("{%s}" % mark, str(value))
-    where = {"ca": pebble}
-    if "--directory-url" in line:
-        where = {"env": {"SSL_CERT_FILE": str(pebble.ca_file)}}
+    where = {"env": {"SSL_CERT_FILE": str(pebble.ca_file)}}
+    where = where if "--directory-url" in line else {"ca": pebble}
     result = letsacme(wrapper=["bash", "-ec", line, "bash"], **where)
     assert (result.status, result.out) == (0, ""), result.err
     assert "--quiet" not in line or not result.err
+    chain = pebble.management("/intermediates/0").decode()
     for name, part in files.items():
-        check_file(folder / name, part, hosts, folder / "domain.key", pebble)
+        text = (folder / name).read_text()
+        assert len(load_chain(text)) == {"cert": 1, "chain": 1, "both": 2}[part]
+        if part == "chain":
+            assert load_chain(text) == load_chain(chain)
+        else:
+            check_chain(text + chain * (part == "cert"), hosts, key(), pebble.root)
     assert no_challenges_left(nginx, hosts) and not list(nginx.challenges.iterdir())
 
 
@@ -109,9 +101,9 @@ def test_log(letsacme, basics, pebble, names):
     age = datetime.datetime.now(datetime.timezone.utc) - parsedate_to_datetime(date)
     assert datetime.timedelta(0) <= age < datetime.timedelta(hours=1)
     told = [line for line in stages if re.match("[PRVS].*[.]{3}$", line)]
-    verifying = ["Verifying %s..." % host for host in hosts]
     assert [told[0], told[1], {*told[2:4]}, told[4]] == [
-        "Parsing account key...", "Registering account...", {*verifying}, "Signing certificate..."]
+        "Parsing account key...", "Registering account...",
+        {"Verifying %s..." % host for host in hosts}, "Signing certificate..."]
     [leaf, _] = load_chain((letsacme.folder / "new.pem").read_text())
     for text in (*hosts, pebble.directory.replace("/dir", "/my-account/"), "data:text/plain,",
                  "  Certificate signed!", "new.pem",
@@ -123,8 +115,8 @@ def test_dry_run(letsacme, basics, pebble, names, key):
     """With --test the certificate is printed, even if none is due, and all outputs stay."""
     hosts = names(2)
     output = letsacme.folder / "fullchain.pem"
-    output.write_bytes(pki.pem(pki.Issuer().root))
-    before = output.read_bytes()
+    before = pki.pem(pki.Issuer().root)
+    output.write_bytes(before)
     result = letsacme(*basics(hosts), "--test", "--chain-file", "new.pem", "--fullchain-file",
                       output, "--renew", "--check-port", pebble.http_port,
                       constants={"LETS_ENCRYPT_STAGING": pebble.directory},
@@ -135,47 +127,22 @@ def test_dry_run(letsacme, basics, pebble, names, key):
     assert output.read_bytes() == before and not (letsacme.folder / "new.pem").exists()
 
 
-# --- keys and requests ----------------------------------------------------------------------------
-
-@pytest.mark.parametrize("account_key, domain_key", [
-    ("ecparam -genkey -name prime256v1 -out account.key", "rsa2048"),
-    ("genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-384 -out account.key", "p384")])
-def test_keys(account_key, domain_key, issue, account, pebble, names, key):
-    """Account and domain keys of each kind, as openssl makes them (see above for RSA)."""
-    subprocess.run(["openssl", *account_key.split()], cwd=account.parent, check=True,
-                   capture_output=True)
-    issue(pebble, names(2), domain_key=key(domain_key))
-
-
-def test_capitals_and_punycode(letsacme, issue, pebble, names, csr, nginx):
-    """Names are compared without case, in the CSR and in the configuration."""
-    one, two = names(2)
-    hosts = [one, two.upper(), "xn--bcher-kva." + one]
+def test_hundred_names(letsacme, issue, pebble, names, csr, nginx):
+    """As many names as Let's Encrypt allows, which are compared without case, and addresses: each
+    has a document root of its own."""
+    assert has_ipv6() or not os.environ.get("CI"), "this machine has no IPv6 loopback"
+    one, two, *more = names(97)
+    addresses = ["127.0.0.1"] + ["::1"] * has_ipv6()
+    hosts = [one, two.upper(), "xn--bcher-kva." + one, *more, *addresses]
     letsacme.add_host(hosts[2])
-    roots = {name: {"DocumentRoot": str(nginx.root(name.lower()))}
-             for name in (one.upper(), two, hosts[2])}
+    # Where nginx looks for what is asked of an address: an IPv6 address stands in brackets.
+    roots = {name: {"DocumentRoot": str(nginx.root("[%s]" % name if ":" in name else name.lower()))}
+             for name in (one.upper(), two, *hosts[2:])}
+    seen = len((nginx.folder / "access.log").read_text())
     issue(pebble, hosts, "--csr", csr(hosts, cn=one.upper(), critical=True), "--config-json",
           json.dumps(roots))
-
-
-def test_hundred_names(issue, pebble, names):
-    """As many names as Let's Encrypt allows, each with a document root of its own."""
-    # nss_wrapper's table of names has no room for a hundredth.
-    issue(pebble, [*names(99), "127.0.0.1"])
-
-
-def test_addresses(issue, pebble, nginx, names, config):
-    """Addresses are proved beside names, each in a document root of its own."""
-    if not has_ipv6():
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("this machine has no IPv6 loopback")
-    wanted = [*names(), "127.0.0.1", "::1"]
-    # Where nginx looks for what is asked of an address: an IPv6 address stands in brackets.
-    roots = {ip: {"DocumentRoot": str(nginx.root("[%s]" % ip if ":" in ip else ip))}
-             for ip in wanted[1:]}
-    seen = len((nginx.folder / "access.log").read_text())
-    issue(pebble, wanted, "--config-json", config(wanted[:1], **roots))
     log = (nginx.folder / "access.log").read_text()[seen:]
-    for ip in roots:  # the script's own check and the CA's
+    for ip in addresses:  # the script's own check and the CA's
         assert re.search("^%s .* 200 .*letsacme/" % ip, log, re.MULTILINE)
         assert re.search("^%s .* 200 .*[Pp]ebble" % ip, log, re.MULTILINE)
 
@@ -202,9 +169,9 @@ def test_manners_of_the_ca(options, issue, pebbles, names):
 
 def test_profile(issue, pebbles, names):
     """The certificate lives as long as the profile says."""
-    ca = pebbles(profiles={"classic": {"description": "90 days", "validityPeriod": 7776000},
-                           "shortlived": {"description": "six days", "validityPeriod": 518400}},
-                 **PLAIN)
+    long = {"description": "90 days", "validityPeriod": 7776000}  # of one of these, by default
+    ca = pebbles(profiles={**{"long%d" % number: long for number in range(30)},
+                           "shortlived": {"description": "six days", "validityPeriod": 518400}})
     (certificate, _), _ = issue(ca, names(), "--profile", "shortlived")
     lifetime = certificate.not_valid_after_utc - certificate.not_valid_before_utc
     assert abs(lifetime.total_seconds() - 518400) < 60
@@ -212,33 +179,32 @@ def test_profile(issue, pebbles, names):
 
 # --- external account binding ---------------------------------------------------------------------
 
-SECRET = b"\xfb\xff" + bytes(range(32))
-MAC_KEY = base64.urlsafe_b64encode(SECRET).decode()
-assert MAC_KEY.startswith("-_") and MAC_KEY.endswith("==")  # all that base64url can have
+SECRET = b"\xfb\xff" + bytes(range(32))  # which begins with "-_" in base64url
+MAC_KEY = base64.urlsafe_b64encode(SECRET).decode().rstrip("=")
+# Notes its own command line, and that of the process which has started it.
+WITNESS = """{ tr '\\0' '\\n' < /proc/$PPID/cmdline; printf '%%s\\n' "$0" "$@"; } >> %s
+exec $real "$@"
+"""
 
 
 def test_external_account(issue, pebbles, names, config, tmp_path):
-    """The right pair makes an account; a second run finds that and does not use the pair again.
-
-    A key in the config JSON is on no command line, neither the script's nor openssl's.
-    """
-    pebble = pebbles(externalAccountBindingRequired=True,
-                     externalAccountMACKeys={"kid-1": MAC_KEY.rstrip("=")}, **PLAIN)
-    hosts, accounts, log = names(), [], tmp_path / "commands"
-    witness = "{ tr '\\0' '\\n' < /proc/$PPID/cmdline; printf '%%s\\n' \"$0\" \"$@\"; } >> %s\n" \
-        'exec $real "$@"' % shlex.quote(str(log))
+    """The right pair makes an account; a second run finds that and does not use the pair again. A
+    key in the config JSON is on no command line, neither the script's nor openssl's."""
+    pebble = pebbles(externalAccountBindingRequired=True, keyAlgorithm="ecdsa",
+                     externalAccountMACKeys={"kid-1": MAC_KEY}, PEBBLE_WFE_NONCEREJECT=0)
+    hosts, accounts, commands = names(), [], tmp_path / "commands"
     file = config(hosts, EabKid="kid-1", EabHmacKey=MAC_KEY)
     # A key that starts with "-" needs the form with "=".
     for requests, given, env in (
-            (2, ["--config-json", file], fake_openssl(tmp_path / "b", witness)),
-            (1, ["--eab-kid", "kid-1", "--eab-hmac-key=" + MAC_KEY.rstrip("=")], {})):
+            (2, ["--config-json", file], fake_openssl(tmp_path / "b", WITNESS % commands)),
+            (1, ["--eab-kid", "kid-1", "--eab-hmac-key=" + MAC_KEY + "=="], {})):
         before = pebble.requests.count("POST /sign-me-up")
-        _, said = issue(pebble, hosts, *given, env=env)
-        accounts += re.findall("https://.*/my-account/[0-9a-f]+", said)
+        _, log = issue(pebble, hosts, *given, env=env)
+        accounts += re.findall("https://.*/my-account/[0-9a-f]+", log)
         assert pebble.requests.count("POST /sign-me-up") - before == requests
-        assert MAC_KEY.rstrip("=") not in said
+        assert MAC_KEY not in log
     assert len(accounts) == 2 and accounts[0] == accounts[1]
-    seen = log.read_text()
+    seen = commands.read_text()
     assert "letsacme.py" in seen and "-sign" in seen
-    for form in (MAC_KEY.rstrip("="), SECRET.hex(), base64.b64encode(SECRET).decode().rstrip("=")):
+    for form in (MAC_KEY, SECRET.hex(), base64.b64encode(SECRET).decode().rstrip("=")):
         assert form not in seen
