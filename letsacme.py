@@ -68,7 +68,8 @@ REQUEST_PATIENCE = 120  # with a CA that is down, busy or silent
 WORK_PATIENCE = 600  # with a validation or an issuance
 DOUBT_PATIENCE = 10  # with a validation about which the CA has complained
 LONGEST_RUN = 3600
-FIRST_PAUSE, SLOW_PAUSE, LONGEST_PAUSE, LONGEST_POLL_PAUSE = 0.25, 1.25, 5, 30
+SLOW_AFTER = 4  # a validation may just take some seconds
+FIRST_PAUSE, LONGEST_PAUSE, LONGEST_POLL_PAUSE = 0.25, 5, 30
 TEMPORARY = []  # paths of files that are removed at the end
 
 # ---- The story of getting a certificate
@@ -220,27 +221,27 @@ def validate(ca, order_url, challenges):
     return order
 
 def answer_challenges(ca, challenges):
-    """Tell the CA that the files are there (RFC 8555, 7.5.1); return its complaints by name. Not
-    they decide but the order, though it gets little time to show that all is well."""
+    """Tell the CA that the files are there (RFC 8555, 7.5.1); return its complaints by name. The
+    order decides all the same, but gets little time then to show that all is well."""
     complaints = {}
     for name, (_, url) in challenges.items():
         answer = ca.ask(url, {})
+        if answer.code >= 500:  # the CA is down: the other challenges would take as long
+            complaints[name] = f'{name}: {answer.url}: {answer.refusal()}'
+            break
         if answer.has_failed():
             complaints[name] = f'{name}: {answer.refusal()}'
-        if answer.code >= 500:  # the CA is down: the other challenges would take as long
-            complaints[name] = f'{name}: {url}: {answer.refusal()}'
-            break
     return complaints
 
 def await_validation(ca, order_url, challenges, in_doubt):
     """Return the order once it is not pending, or a name has failed, or patience is at its end."""
     waiting = [url for url, _ in challenges.values()]
-    order = ca.read(order_url)
+    started, order = time.monotonic(), ca.read(order_url)
     for pause in pauses(DOUBT_PATIENCE if in_doubt else WORK_PATIENCE, FIRST_PAUSE):
         if order['status'] != 'pending':
             break
-        # A CA that takes some seconds may just be slow, and is not asked about each name yet.
-        if (in_doubt or pause > SLOW_PAUSE) and first_has_failed(ca, waiting):
+        look = in_doubt or time.monotonic() - started > SLOW_AFTER
+        if look and first_has_failed(ca, waiting):
             break
         time.sleep(pause if in_doubt else max(pause, order.poll_pause()))
         order = ca.read(order_url)
@@ -366,25 +367,30 @@ class CA:
         reached, earlier = True, ''
         end = time.monotonic() + REQUEST_PATIENCE
         for tries, pause in enumerate(pauses(REQUEST_PATIENCE)):
-            body = self.sign(url, payload) if method == 'POST' else None
-            if not reached:  # and not before: sign() may have used a connection that is closed now
+            if method == 'POST' and not self.nonce:  # by a HEAD, which needs none itself
+                answer = self.ask(self.directory()['newNonce'], method='HEAD')
+                if answer.code >= 300:
+                    return answer
+                require(self.nonce, f'{answer.url}: the answer has no Replay-Nonce')
+            if not reached:  # the CA may close each connection in silence, that of the nonce too
                 self.close()
-            answer = self.send(method, url, body)
+            answer = self.send(method, url, self.sign(url, payload) if method == 'POST' else None)
             reached = answer.code != UNREACHED.status
             if answer.problem == 'badNonce' and answer.code < 429 and tries < 100:
-                continue
+                continue  # at once, with the nonce that came with the refusal
             after, words = answer.retry_after(), answer.words()
-            if answer.code < 500 and (answer.code != 429 or after is None):
+            may_pass = answer.code >= 500 or answer.code == 429 and after is not None
+            if not may_pass:
                 answer.earlier = earlier
-                break
-            left = end - time.monotonic()
-            if (after or 0) > left:
-                break
+                return answer
+            left, wait = end - time.monotonic(), max(pause, after or 0)
+            if wait >= left:
+                return answer
             if after or pause == FIRST_PAUSE:  # the first try may have met an idle connection
                 log(f'W: {url}: {words}; trying again for {left:.0f} s')
             if reached:
                 earlier = earlier or f'{words}; then '
-            time.sleep(max(pause, after or 0))
+            time.sleep(wait)
         return answer
 
     def send(self, method, url, body):
@@ -417,11 +423,7 @@ class CA:
         return read_answer(url, response, content)
 
     def sign(self, url, payload):
-        """Return the body of a signed request (RFC 8555, 6.2 to 6.5). It may ask for a nonce, but
-        by a request that is not signed."""
-        if not self.nonce:
-            answer = self.ask(self.directory()['newNonce'], method='HEAD').accepted()
-            require(self.nonce, f'{answer.url}: the answer has no Replay-Nonce')
+        """Return the body of a signed request (RFC 8555, 6.2 to 6.5), and use up the nonce."""
         protected = dict(self.signer, alg=self.key.algorithm, nonce=self.nonce, url=url)
         self.nonce = None
         return compact_json(jws(protected, payload, self.key.sign))
@@ -437,7 +439,7 @@ def pauses(seconds, pause=0):
     """Yield the pauses before further looks or tries, which grow, until so many seconds are over.
     The first is often none: the CA may be ready, or an idle connection just have been closed."""
     end = time.monotonic() + seconds
-    while time.monotonic() + pause < end:
+    while time.monotonic() < end:
         yield pause
         pause = min(max(1.3 * pause, FIRST_PAUSE), LONGEST_PAUSE)
 
@@ -595,6 +597,10 @@ CURVES = {bytes.fromhex('2a8648ce3d030107'): ('P-256', 'ES256', 32),  # 1.2.840.
 UNCOMPRESSED = b'\x04'  # RFC 5480, 2.2
 HOST_NAME = re.compile(r'([a-z0-9_-]+\.)*[a-z][a-z0-9-]*\Z')
 
+# A request is [[version, subject, public key, attributes], algorithm, signature], a certificate
+# [[version, serial, algorithm, issuer, [start, end], subject, public key, ...], algorithm, ...],
+# and an extension in them [identifier, critical or nothing, bytes that are DER again].
+
 class SigningRequest:
     """The CSR in a file (RFC 2986, 4): its DER, its public key, and its names as identifiers."""
 
@@ -640,7 +646,7 @@ def read_certificates(data, source):
 
 def read_pem(data, label):
     """Return the DER in each block of PEM data; raise Error if there is none, or another label."""
-    pattern = '-----BEGIN (?:NEW )?([^-]*)-----(?:([^-]+)-----END )?'
+    pattern = '-----BEGIN (?:NEW )?([A-Z0-9 ]*)-----(?:([^-]+)-----END )?'
     found = re.findall(pattern, data.decode('latin-1'))
     labels = ', '.join(sorted({each for each, _ in found})) or 'something else'
     require(labels == label, f'no {label} in PEM, but {labels}')
@@ -699,7 +705,8 @@ def read_time(text):
 
 # An output is replaced: a new file, of the same owner and mode, is written beside it and takes its
 # place in one step. Where that cannot be done, the file itself is overwritten. may_be_replaced()
-# tells which, before the CA is asked and again when it is done.
+# tells which, before the CA is asked and again when it is done; what it cannot foresee is that root
+# lacks the power to give files away, which write_beside() tells.
 
 # Certificates in PEM and nothing else; the last one may be cut, as by a crash
 CERTIFICATES = (rb'\s*(-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]*'
@@ -771,7 +778,7 @@ def write_outputs(contents):
 
 def write_beside(path, content):
     """Write a new file beside an output, of the old one's owner and mode, and return its path; None
-    if the owner cannot be given, a power that even root may lack."""
+    if the owner cannot be given."""
     beside = os.path.join(os.path.dirname(path), f'.letsacme-{os.urandom(4).hex()}')
     TEMPORARY.append(beside)
     with about(path):

@@ -134,9 +134,13 @@ class ScriptedCA:
         self.base = "https://%s:%d" % (host, self.server.server_port)
         self.directory = self.base + "/directory"
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
-        if not options.get("down"):         # else connections to it are refused
-            self.server.server_activate()
-            self.thread.start()
+        if not options.get("down"):         # else connections to it are refused until then
+            self.start()
+
+    def start(self):
+        """Begin to listen."""
+        self.server.server_activate()
+        self.thread.start()
 
     def __enter__(self):
         return self

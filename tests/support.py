@@ -25,7 +25,7 @@ TOOLS = Path(os.environ.get("LETSACME_TOOLS") or TOP / ".tools")
 UNPRIVILEGED = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
 # What the script waits for, in seconds, which tests shorten
 WAITS = {"ANSWER_TIMEOUT": 40, "REQUEST_PATIENCE": 120, "WORK_PATIENCE": 600, "DOUBT_PATIENCE": 10,
-         "LONGEST_RUN": 3600, "FIRST_PAUSE": 0.25, "SLOW_PAUSE": 1.25, "LONGEST_PAUSE": 5,
+         "LONGEST_RUN": 3600, "FIRST_PAUSE": 0.25, "SLOW_AFTER": 4, "LONGEST_PAUSE": 5,
          "LONGEST_POLL_PAUSE": 30}
 # What Python says to programmers, and nobody else is to read
 PYTHONS_WORDS = re.compile(

@@ -1,10 +1,12 @@
 """The network fails: answers are lost, late, cut, endless or no HTTP; TLS cannot be had."""
 import datetime
+import threading
 import time
 from operator import methodcaller
 
 import faults
 import pytest
+import trials
 from faults import RESOURCES, delivered, problem, replace, wire
 
 core = pytest.mark.core
@@ -35,6 +37,14 @@ def test_every_answer_is_lost(trial, resource, fault):
     """A run that cannot succeed ends by itself, names the URL, and asked more than once."""
     result = trial.fails({resource: fault}, "https://localhost", "/" + resource, waits=IMPATIENT)
     assert result.ca.count(resource) > 1
+
+
+def test_the_ca_comes_up_later(trial):
+    """A CA that is down at first is waited for, and the log says so."""
+    with trial.serve(down=True) as ca:
+        threading.Timer(1, ca.start).start()
+        result = trial.letsacme(*trial.arguments(), ca=ca, constants=trials.WAITS)
+    assert result.status == 0 and "Connection refused; trying again" in result.err
 
 
 @pytest.mark.parametrize("options", [

@@ -126,11 +126,13 @@ def test_an_answer_is_lost(trial, fault, finalize):
                 waits={"REQUEST_PATIENCE": 0.5, "DOUBT_PATIENCE": 5})
 
 
-@pytest.mark.parametrize("fault, words", [(HEARD, "as scripted"), (LOST, "localhost")],
-                         ids=["trouble", "silence"])
-def test_every_answer_is_lost(trial, fault, words):
+@pytest.mark.parametrize("fault, nonce, words", [
+    (HEARD, None, "as scripted"), (LOST, None, "/challenge/"), (LOST, LOST, "/newNonce")],
+    ids=["trouble", "silence", "and-no-nonce"])
+def test_every_answer_is_lost(trial, fault, nonce, words):
     """The run ends after one of them, with what the CA said, since others would fare no better."""
-    result = trial.fails({"challenge": fault, "order": STUCK}, waits={"REQUEST_PATIENCE": 0.3})
+    result = trial.fails({"challenge": fault, "order": STUCK, "newNonce": [None, *[nonce] * 1000]},
+                         waits={"REQUEST_PATIENCE": 0.3})
     assert words in "".join(told_of(result, "site.example")), result.err
     assert words not in "".join(told_of(result, "www.site.example"))
 
