@@ -164,14 +164,8 @@ def pebble(pebbles):
 
 @pytest.fixture(scope="session")
 def namespaces(tmp_path_factory):
-    """namespaces({"127.0.0.1": names}) have these hosts; see servers.Namespaces.
-
-    Where there can be none, tests that need them are skipped, but not in CI.
-    """
-    refusal, made = servers.Namespaces.refusal(), []
-    if refusal:
-        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
-        give_up("this needs namespaces, so root or the right to make them: " + refusal)
+    """namespaces({"127.0.0.1": names}) have these hosts; see servers.Namespaces."""
+    made = []
 
     def make(hosts):
         lines = ["%s %s\n" % (address, name) for address in hosts for name in hosts[address]]
