@@ -109,7 +109,8 @@ class Namespaces(Server):
     """
 
     def __init__(self, folder, hosts):
-        (folder / "hosts").write_text(hosts)
+        (folder / "hosts").write_text("".join(
+            "%s %s\n" % (address, " ".join(names)) for address, names in hosts.items()))
         script = "mount --bind %s /etc/hosts && %s link set lo up && echo ready && exec sleep inf"
         script %= shlex.quote(str(folder / "hosts")), shlex.quote(tool("ip"))
         unshare, enter = ["unshare", "--mount", "--net"], ["nsenter", "--mount", "--net"]
