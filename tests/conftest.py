@@ -128,7 +128,8 @@ def nginx():
 def pebbles(nginx, tmp_path_factory):
     """pebbles(PEBBLE_CHAIN_LENGTH=3, ...) is a Pebble, the same for the same options."""
     def start(**options):
-        return servers.Pebble(Path(tmp_path_factory.mktemp("pebble")), nginx.port, **options)
+        return servers.Pebble(tmp_path_factory.mktemp("pebble"),
+                              **{"http_port": nginx.port, **options})
     with servers.kept(start) as start_once:
         yield start_once
 

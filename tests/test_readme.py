@@ -14,12 +14,17 @@ from urllib.parse import unquote
 import pytest
 import support
 from pki import check_chain
-from servers import NGINX_HEAD, Pebble, Server, free_port
+from servers import NGINX_HEAD, Server, free_port
 from test_words import MISTAKES
 from trials import OWN_MOUNTS
 
-FETCH = "letsacme cannot fetch the file"  # a remedy of README.md
 README = (support.TOP / "README.md").read_text(encoding="utf-8")
+QUOTED = re.compile("`([^`]+)`")
+# The rows of the tables of messages: those, and what to do
+ERRORS = re.findall(r"^\| (.+) \| (.+) \|$", README.split("## Errors and remedies\n")[1].split(
+    "\n## ")[0], re.M)
+FETCH = "letsacme cannot fetch the file"  # one of the remedies
+PORT = free_port()  # from which a CA of these tests fetches the challenge files
 # Set up like any server, save that it is not alone on the machine; BLOCK is what README.md shows.
 NGINX = NGINX_HEAD.format(folder="FOLDER") + "server_names_hash_bucket_size 128;\nBLOCK\n}\n"
 NGINX_SITE = NGINX.replace("BLOCK",
@@ -65,31 +70,18 @@ def block(language, mark):
     return text
 
 
-def rows():
-    """The rows, as pairs of cells, of the tables of messages and their remedies."""
-    tables = re.findall(r"^\| (?:Message|Reason at the end) \|.*\n\|[-|]+\n((?:\|.*\n)+)", README,
-                        re.M)
-    assert len(tables) == 2
-    return [row.strip("| ").split(" | ") for row in "".join(tables).splitlines()]
-
-
-def quoted(text):
-    """What stands in backticks."""
-    return re.findall(r"`([^`]+)`", text)
-
-
 def leads_to(said, *remedies):
     """Are these remedies in README.md beside parts of what was said?"""
     for remedy in remedies:
-        [message] = [message for message, what_to_do in rows() if remedy in what_to_do]
-        assert any(fragment in said for fragment in quoted(message)), (message, said)
+        [message] = [message for message, what_to_do in ERRORS if remedy in what_to_do]
+        assert any(fragment in said for fragment in QUOTED.findall(message)), (message, said)
 
 
 class Site:
     """example.org as README.md has it, under a fresh name, in a folder and on a port of its own."""
 
     def __init__(self, folder, letsacme, ca, account, csr, key):
-        self.folder, self.letsacme, self.ca, self.port = folder, letsacme, ca, ca.http_port
+        self.folder, self.letsacme, self.ca, self.port = folder, letsacme, ca, PORT
         self.name = support.fresh_name("site")
         self.names = [self.name, "www." + self.name]
         self.account, self.csr, self.key = account, csr(self.names), key()
@@ -104,7 +96,7 @@ class Site:
         self.roots = ("--config-json", folder / "config.json")
         self.server = None
 
-    def fill(self, text, port=None):
+    def fill(self, text):
         """A text of README.md with the names, folders and ports of this site."""
         text = re.sub(r" *listen \[::\].*\n", "", text)
         text = re.sub(r"http://([a-z.]*example\.org)", r"http://\1:PORT", text)
@@ -112,24 +104,23 @@ class Site:
                          ("listen 443 ssl;", "listen 127.0.0.1:PORT ssl;"),
                          ("/var/www", "FOLDER/www"), ("/var/lib/letsacme", "FOLDER"),
                          ("/etc/letsacme", "FOLDER"), ("FOLDER", str(self.folder)),
-                         ("PORT", str(port or self.port)), ("example.org", self.name)):
+                         ("PORT", str(self.port)), ("example.org", self.name)):
             text = text.replace(old, new)
         return text
 
-    def serve(self, program="nginx", template=NGINX, text=None, port=None):
+    def serve(self, program="nginx", template=NGINX, text=None):
         """Starts a web server with a template and a block of README.md, or nginx as in 3.1."""
-        modules = support.TOOLS / "usr/lib/apache2/modules"
-        modules = modules if modules.exists() else Path("/usr/lib/apache2/modules")
+        modules = Path(support.tool("apache2")).parents[1] / "lib/apache2/modules"
         load = "".join("LoadModule %s_module %s/mod_%s.so\n" % (name, modules, name) for name in (
             "mpm_event", "authz_core", "alias", "dir", "rewrite", "ssl", "vhost_alias"))
         text = block("nginx", "listen 80") if text is None else text
-        text = self.fill(template.replace("BLOCK", text), port).replace("MODULES", load)
+        text = self.fill(template.replace("BLOCK", text)).replace("MODULES", load)
         arguments, user = PROGRAMS[program]
         (self.folder / "config").write_text(user * (os.geteuid() == 0) + text)
         self.stop()
         homes = dict.fromkeys(("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"), str(self.folder))
         self.server = Server([support.tool(program), *self.fill(arguments).split()],
-                             [port or self.port], self.folder / "server.log",
+                             [self.port], self.folder / "server.log",
                              support.tools_env(**homes))
 
     def stop(self):
@@ -154,24 +145,14 @@ class Site:
         return result
 
 
-@pytest.fixture(scope="module")
-def ca(tmp_path_factory):
-    """A Pebble that looks for challenge files on a port that is still free."""
-    pebble = Pebble(tmp_path_factory.mktemp("pebble"), free_port())
-    yield pebble
-    pebble.stop()
-
-
 @pytest.fixture
-def site(letsacme, ca, account, csr, key):
+def site(letsacme, pebbles, account, csr, key):
     """A Site."""
     with tempfile.TemporaryDirectory(prefix="letsacme-site-") as folder:
-        made = Site(Path(folder), letsacme, ca, account, csr, key)
+        made = Site(Path(folder), letsacme, pebbles(http_port=PORT), account, csr, key)
         yield made
         made.stop()
 
-
-# --- web servers ---------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("program, template, language, mark", [
     ("nginx", NGINX, "nginx", "listen 80"), ("nginx", NGINX_SITE, "nginx", "alias"),
@@ -214,17 +195,15 @@ def test_tls(site, program, template, language, mark):
     fullchain = site.issue(*site.roots).out
     (site.folder / "fullchain.crt").write_text(fullchain)
     shutil.copy(site.key, site.folder / "domain.key")
-    port = free_port()
-    site.serve(program, template, block(language, mark), port)
+    site.port = free_port()
+    site.serve(program, template, block(language, mark))
     trust = ssl.create_default_context(cafile=str(site.ca.root))
     for name in site.names:
-        with socket.create_connection(("127.0.0.1", port), 30) as plain:
+        with socket.create_connection(("127.0.0.1", site.port), 30) as plain:
             with trust.wrap_socket(plain, server_hostname=name) as connection:
                 shown = connection.getpeercert(binary_form=True)
         assert ssl.DER_cert_to_PEM_cert(shown) in fullchain
 
-
-# --- commands ------------------------------------------------------------------------------------
 
 def commands(text):
     """The command lines of letsacme.py in a text of shell, as lists of words."""
@@ -284,11 +263,9 @@ def test_step_by_step(site, tmp_path):
 def test_configuration_keys():
     """The keys that README.md names are those that letsacme.py knows (see test_parsing.py)."""
     [told] = re.findall(r"^\*\*In the configuration\*\*((?:.+\n)+)", README, re.M)
-    named = {word for word in quoted(told) if re.fullmatch("[A-Z][A-Za-z]+", word)}
+    named = {word for word in QUOTED.findall(told) if re.fullmatch("[A-Z][A-Za-z]+", word)}
     assert named - support.module().KEYS.keys() == {"DocumentRoot"}
 
-
-# --- shell, cron, systemd ------------------------------------------------------------------------
 
 def test_shell_and_cron():
     """Shell code is portable and free of the usual traps; so is a line of a crontab, after a time,
@@ -324,8 +301,6 @@ def test_units(tmp_path):
     start = re.search("ExecStart=/usr/bin/(.*)", (tmp_path / "letsacme.service").read_text())[1]
     assert start + " --quiet && " in block("crontab", "runuser")
 
-
-# --- shared hosting ------------------------------------------------------------------------------
 
 def test_cpanel(site, tmp_path):
     """The recipe installs what was renewed, once, tries again what was not installed, and says in
@@ -377,8 +352,6 @@ def test_cpanel(site, tmp_path):
                       "cert": (folder / "signed.crt").read_text(),
                       "cabundle": (folder / "chain.crt").read_text()}
 
-
-# --- errors and remedies -------------------------------------------------------------------------
 
 # What the messages lead to that follow these mistakes of test_words.py
 REMEDIES = {
@@ -439,7 +412,7 @@ def test_remedies_are_for_what_is_said():
                         "SERVFAIL|SyntaxError|No such file or directory|Permission denied|E:|"
                         "No space left on device|certificate verify failed|Connection refused|"
                         "timed out|Name or service not known|name resolution")
-    for message, _ in rows():
-        for fragment in quoted(message):
+    for message, _ in ERRORS:
+        for fragment in QUOTED.findall(message):
             fragment = re.sub("PEM$|CERTIFICATE REQUEST in PEM| [0-9]+$", "", fragment)
             assert fragment in source or others.fullmatch(fragment), fragment
