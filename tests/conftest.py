@@ -38,12 +38,7 @@ def pytest_configure():
         if state.f_bavail * state.f_frsize > 1e9 and not state.f_flag & os.ST_NOEXEC:
             os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
     if not support.interpreters():
-        raise pytest.UsageError("not on this machine: " + " ".join(support.wanted_interpreters()))
-
-
-def pytest_report_header():
-    """Names what is tested."""
-    return "letsacme.py under " + ", ".join(each.name for each in support.interpreters())
+        raise pytest.UsageError("not on this machine: " + " ".join(support.WANTED))
 
 
 def pytest_generate_tests(metafunc):
@@ -90,7 +85,7 @@ def pytest_terminal_summary(terminalreporter):
         for report in terminalreporter.stats.get(kind, ()) if hasattr(report, "user_properties"))
     is_worker = "PYTEST_XDIST_WORKER" in os.environ
     with open(not is_worker and os.environ.get("LETSACME_SUMMARY") or os.devnull, "a") as summary:
-        for word in support.wanted_interpreters():
+        for word in support.WANTED:
             said = word + ": not on this machine"
             if word in pythons:
                 support.current = pythons[word]

@@ -23,22 +23,17 @@ def free_port():
     while True:
         port = random.randrange(10000, 30000)
         with contextlib.suppress(OSError):
-            for address in ["127.0.0.1"] + ["::1"] * has_ipv6():
-                bind(address, port)
+            socket.create_server(("127.0.0.1", port)).close()
+            if has_ipv6():
+                socket.create_server(("::1", port), family=socket.AF_INET6).close()
             return port
-
-
-def bind(address, port):
-    """Fails with OSError where a port cannot be had."""
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-        probe.bind((address, port))
 
 
 @functools.cache
 def has_ipv6():
     """Does this machine have ::1?"""
     with contextlib.suppress(OSError):
-        bind("::1", 0)
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
         return True
     return False
 
@@ -46,8 +41,7 @@ def has_ipv6():
 class Server:
     """A process that serves on loopback until it is stopped or the tests die.
 
-    It is ready when it listens on some ports, or has written some words. inside is a command that
-    takes it into namespaces (see there).
+    It is ready when it listens on ports, or has written words. inside takes it into Namespaces.
     """
 
     def __init__(self, command, ready, log, env=None, cwd=None, inside=()):
@@ -79,11 +73,7 @@ class Server:
     def stop(self):
         """Ends the server."""
         self.process.terminate()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        self.process.wait(60)
 
 
 @contextlib.contextmanager
@@ -104,8 +94,7 @@ def kept(start):
 class Namespaces(Server):
     """A loopback on which every port is free, and an /etc/hosts, for some servers and the script.
 
-    They live as long as a process that does nothing, and what still runs inside. An ordinary user
-    may have them, too, as the root of a user namespace.
+    An ordinary user may have them, too, as the root of a user namespace.
     """
 
     def __init__(self, folder, hosts):
@@ -139,13 +128,10 @@ class Pebble(Server):
         config = {"listenAddress": "127.0.0.1:%d" % self.port,
                   "managementListenAddress": "127.0.0.1:%d" % self.management_port,
                   "certificate": "tls.pem", "privateKey": "tls.pem", "httpPort": http_port,
-                  "tlsPort": free_port(), "retryAfter": {"authz": 0, "order": 0}}
+                  "tlsPort": free_port(), "retryAfter": {"authz": 0, "order": 0},
+                  **{name: value for name, value in options.items() if not name.isupper()}}
         env = {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_AUTHZREUSE": "0", "PEBBLE_WFE_NONCEREJECT": "15"}
-        for name, value in options.items():
-            if name.isupper():
-                env[name] = str(value)
-            else:
-                config[name] = value
+        env.update((name, str(value)) for name, value in options.items() if name.isupper())
         (folder / "config.json").write_text(json.dumps({"pebble": config}))
         dns, control = free_port(), free_port()
         self.dns = Server([tool("pebble-challtestsrv"), "-dnsserver", "127.0.0.1:%d" % dns,

@@ -2,6 +2,7 @@
 
 Programs come from the tools folder that `sh tests/run.sh` fills, or else from PATH.
 """
+import collections
 import contextlib
 import functools
 import glob
@@ -13,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,8 +41,7 @@ def search_path(*parts):
 def tool(name):
     """The path of a program, from the tools folder or the machine; a missing one is an error."""
     found = shutil.which(name, path=search_path(
-        TOOLS / "wrapped", TOOLS / "usr/bin", TOOLS / "usr/sbin", os.environ["PATH"], "/usr/sbin",
-        "/sbin"))
+        TOOLS / "wrapped", TOOLS / "usr/bin", TOOLS / "usr/sbin", os.environ["PATH"], "/usr/sbin"))
     assert found, "%s is missing: 'sh tests/run.sh' fetches all that the tests need" % name
     return found
 
@@ -61,27 +60,17 @@ def tools_env(**more):
                 LD_LIBRARY_PATH=search_path(*TOOLS.glob("usr/lib/*-linux-*")))
 
 
-@dataclass(frozen=True)
-class Interpreter:
-    """A Python that letsacme.py is tested with, and the folder of its openssl if it has its own."""
-    word: str
-    command: tuple      # which starts it, every warning being an error
-    name: str
-    version: tuple
-    openssl: str
-
-
+# A Python that letsacme.py is tested with: its word in LETSACME_PYTHON, the command that starts it
+# (every warning being an error), and the folder of its openssl if it has its own
+Interpreter = collections.namedtuple("Interpreter", "word command name version openssl")
 # What pyenv puts on PATH are slow scripts: go round them, to the Pythons themselves.
 PYTHONS = search_path(
     *(part for part in os.environ["PATH"].split(os.pathsep) if not part.endswith("/shims")),
     TOOLS / "wrapped",
     *sorted(glob.glob(os.environ.get("PYENV_ROOT", os.path.expanduser("~/.pyenv"))
                       + "/versions/*/bin")))
-
-
-def wanted_interpreters():
-    """The words of LETSACME_PYTHON: names or paths, each perhaps with + and a folder of tools."""
-    return os.environ.get("LETSACME_PYTHON", "").split() or [sys.executable]
+# Names or paths, each perhaps with + and a folder of tools
+WANTED = os.environ.get("LETSACME_PYTHON", "").split() or [sys.executable]
 
 
 @functools.cache
@@ -89,15 +78,14 @@ def interpreters():
     """Those of the wanted interpreters that are on this machine."""
     ask = "import platform as p; print(p.python_implementation(), p.python_version())"
     found = []
-    for word in wanted_interpreters():
-        command, _, openssl = word.partition("+")
-        path = shutil.which(command, path=PYTHONS)
-        answer = path and subprocess.run([path, "-c", ask], capture_output=True, text=True)
-        if (answer and answer.returncode == 0
-                and (not openssl or (TOOLS / openssl / "openssl").exists())):
+    for word in WANTED:
+        name, _, openssl = word.partition("+")
+        command = (shutil.which(name, path=PYTHONS) or "false", "-W", "error")
+        answer = subprocess.run([*command, "-c", ask], capture_output=True, text=True)
+        if answer.returncode == 0 and (not openssl or (TOOLS / openssl / "openssl").exists()):
             name = answer.stdout.strip()
             version = tuple(map(int, re.findall(r"\d+", name)[:2]))
-            found.append(Interpreter(word, (path, "-W", "error"), name, version, openssl))
+            found.append(Interpreter(word, command, name, version, openssl))
     return found
 
 
@@ -174,35 +162,28 @@ class Letsacme:
         self.folder = folder
         self.hosts = folder / "hosts"
 
-    def add_host(self, name, address="127.0.0.1"):
+    def add_host(self, name):
         """Lets the script's own look-ups (see environment) find a name, which it returns."""
         known = self.hosts.read_text() if self.hosts.exists() else "127.0.0.1 localhost\n"
-        self.hosts.write_text("%s%s %s\n" % (known, address, name))
+        self.hosts.write_text("%s127.0.0.1 %s\n" % (known, name))
         return name
 
     def environment(self, ca=None, more=None, clock=None):
         """What the script finds in its environment: little, like a cron job."""
-        env = {"PATH": script_path(), "HOME": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
-        preload = []
-        if self.hosts.exists():
-            preload.append(library("libnss_wrapper.so"))
-            env["NSS_WRAPPER_HOSTS"] = str(self.hosts)
-        if clock:
-            preload.append(library("faketime/libfaketime.so.1"))
-            env["FAKETIME"] = clock
-        env["LD_PRELOAD"] = " ".join(preload)
-        if ca:
-            env["SSL_CERT_FILE"] = str(ca.ca_file)
-        env.update(more or {})
+        env = {"PATH": script_path(), "HOME": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1",
+               "NSS_WRAPPER_HOSTS": str(self.hosts), "FAKETIME": clock,
+               "SSL_CERT_FILE": str(ca.ca_file) if ca else None}
+        preload = [library("libnss_wrapper.so")] if self.hosts.exists() else []
+        preload += [library("faketime/libfaketime.so.1")] if clock else []
+        env = {**env, "LD_PRELOAD": " ".join(preload) or None, **(more or {})}
         return {name: value for name, value in env.items() if value is not None}
 
     def start(self, *args, ca=None, env=None, scale=None, constants=None, wrapper=(), clock=None,
               cwd=None, stdin=subprocess.DEVNULL, **popen):
         """Starts the script without waiting for it; see __call__ for the options."""
         run = [str(SCRIPT)]
-        constants = dict(constants or {})
-        for name, seconds in WAITS.items() if scale else ():
-            constants.setdefault(name, seconds * scale)
+        shorter = {name: seconds * scale for name, seconds in WAITS.items() if scale}
+        constants = {**shorter, **(constants or {})}
         if constants:
             run = ["-c", "import sys; sys.path.insert(0, %r); import letsacme; "
                    "vars(letsacme).update(%r); sys.exit(letsacme.main(sys.argv[1:]))"
