@@ -3,17 +3,11 @@
 What the tests stand on: support.py runs letsacme.py, servers.py starts Pebble and nginx, pki.py
 makes keys and certificates, scripted_ca.py is a CA that breaks as faults.py tells it to, trials.py
 has letsacme.py run against that and judges it.
-
 The tests, by what they are about:
-  in this process, or nearly (marked quick)  test_parsing, test_fuzz, test_usage, test_words,
-                                             test_budget
-  real CAs and web servers                   test_pebble, test_other_cas
-  the scripted CA                            test_network, test_protocol, test_ways, test_lies
-  this machine                               test_files, test_outputs, test_openssl, test_site,
-                                             test_crashes
-  renewal                                    test_renewal
-  README.md                                  test_readme
-
+  in this process, or nearly        test_parsing, test_fuzz, test_usage, test_words, test_budget
+  real CAs and web servers          test_pebble, test_other_cas, test_readme
+  the scripted CA                   test_network, test_protocol, test_ways, test_lies, test_renewal
+  this machine                      test_files, test_outputs, test_openssl, test_site, test_crashes
 Run by hand: mutants.py (do the tests notice?), bench.py (how fast is it?), demo.sh.
 """
 import collections
@@ -32,30 +26,19 @@ from pki import check_chain, write_csr, write_key
 from trials import site, trial  # noqa: F401
 
 
-def pytest_configure(config):
+def pytest_configure():
     """Gets ready, and ends at once where no Python to be tested is on this machine."""
     # A background job or nohup ignores signals, and the script would rightly go on doing that.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
-    # Files in memory are made and removed ten times as fast as those on some disks.
-    if memory_is_good():
-        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
-    if not support.interpreters():
-        raise pytest.UsageError("not on this machine: " + " ".join(support.wanted_interpreters()))
-
-
-def memory_is_good():
-    """Is there a file system in memory with a gigabyte to spare, where programs may be put too?"""
+    # Files in memory, if that has a gigabyte to spare and may hold programs, are ten times as fast.
     with contextlib.suppress(OSError):
         state = os.statvfs("/dev/shm")
-        return state.f_bavail * state.f_frsize > 1e9 and not state.f_flag & os.ST_NOEXEC
-    return False
-
-
-def pytest_report_header():
-    """Names what is tested."""
-    return "letsacme.py under " + ", ".join(each.name for each in support.interpreters())
+        if state.f_bavail * state.f_frsize > 1e9 and not state.f_flag & os.ST_NOEXEC:
+            os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
+    if not support.interpreters():
+        raise pytest.UsageError("not on this machine: " + " ".join(support.WANTED))
 
 
 def pytest_generate_tests(metafunc):
@@ -93,28 +76,23 @@ def python(request):
     support.current = getattr(request, "param", None)
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    """Says how each Python did, to run.sh's closing summary too."""
+def pytest_terminal_summary(terminalreporter):
+    """Says how each Python did, in the file that run.sh closes with."""
     pythons = {each.word: each for each in support.interpreters()}
     counts = collections.Counter(
         (dict(report.user_properties).get("python"), kind)
         for kind in ("passed", "failed", "error", "skipped")
         for report in terminalreporter.stats.get(kind, ()) if hasattr(report, "user_properties"))
-    for word in support.wanted_interpreters():
-        if word not in pythons:
-            say(word + ": not on this machine")
-            continue
-        support.current = pythons[word]
-        say("%s, %s: %s" % (pythons[word].name, support.openssl_version(), ", ".join(
-            "%d %s" % (count, kind) for (each, kind), count in counts.items() if each == word)
-            or "no tests"))
-
-
-def say(line):
-    """Adds a line to the file that run.sh closes with."""
-    if os.environ.get("LETSACME_SUMMARY") and "PYTEST_XDIST_WORKER" not in os.environ:
-        with open(os.environ["LETSACME_SUMMARY"], "a") as summary:
-            summary.write(line + "\n")
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    with open(not is_worker and os.environ.get("LETSACME_SUMMARY") or os.devnull, "a") as summary:
+        for word in support.WANTED:
+            said = word + ": not on this machine"
+            if word in pythons:
+                support.current = pythons[word]
+                said = "%s, %s: %s" % (pythons[word].name, support.openssl_version(), ", ".join(
+                    "%d %s" % (count, kind) for (each, kind), count in counts.items()
+                    if each == word) or "no tests")
+            print(said, file=summary)
 
 
 @pytest.fixture
@@ -127,10 +105,7 @@ def letsacme(tmp_path):
 def names(letsacme):
     """names(3, "alias") are fresh host names that nginx serves and the script can look up."""
     def make(count=1, kind="site"):
-        made = [support.fresh_name(kind) for _ in range(count)]
-        for name in made:
-            letsacme.add_host(name)
-        return made
+        return [letsacme.add_host(support.fresh_name(kind)) for _ in range(count)]
     return make
 
 
@@ -146,12 +121,10 @@ def nginx():
 
 @pytest.fixture(scope="session")
 def pebbles(nginx, tmp_path_factory):
-    """pebbles(PEBBLE_CHAIN_LENGTH=3, ...) is a Pebble with these options, started on first use.
-
-    Equal options get the same Pebble.
-    """
+    """pebbles(PEBBLE_CHAIN_LENGTH=3, ...) is a Pebble, the same for the same options."""
     def start(**options):
-        return servers.Pebble(Path(tmp_path_factory.mktemp("pebble")), nginx.port, **options)
+        return servers.Pebble(tmp_path_factory.mktemp("pebble"),
+                              **{"http_port": nginx.port, **options})
     with servers.kept(start) as start_once:
         yield start_once
 
@@ -164,22 +137,13 @@ def pebble(pebbles):
 
 @pytest.fixture(scope="session")
 def namespaces(tmp_path_factory):
-    """namespaces({"127.0.0.1": names}) have these hosts; see servers.Namespaces.
-
-    Where there can be none, tests that need them are skipped, but not in CI.
-    """
-    refusal, made = servers.Namespaces.refusal(), []
-    if refusal:
-        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
-        give_up("this needs namespaces, so root or the right to make them: " + refusal)
-
+    """namespaces({"127.0.0.1": names}) have these hosts; see servers.Namespaces."""
     def make(hosts):
-        lines = ["%s %s\n" % (address, name) for address in hosts for name in hosts[address]]
-        made.append(servers.Namespaces(tmp_path_factory.mktemp("namespaces"), "".join(lines)))
-        return made[-1]
-    yield make
-    for each in made:
-        each.stop()
+        made = servers.Namespaces(tmp_path_factory.mktemp("namespaces"), hosts)
+        stack.callback(made.stop)
+        return made
+    with contextlib.ExitStack() as stack:
+        yield make
 
 
 @pytest.fixture(scope="session")

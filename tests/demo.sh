@@ -1,12 +1,9 @@
 #!/bin/sh
-# A whole issuance before your eyes, with a CA of its own:
+# A whole issuance before your eyes, with a CA of its own (Pebble, a small one for tests).
 #
-#   sh tests/demo.sh
-#
-# It needs no root and leaves nothing behind: what is missing (Pebble, a small CA for tests; nginx;
-# openssl, python3, curl) is fetched as Debian packages and unpacked into a folder that is removed
-# at the end (or taken from .tools, where tests/run.sh has put it). All servers listen on free ports
-# of 127.0.0.1.
+# It needs no root and leaves nothing behind: Debian packages are unpacked into a folder that is
+# removed at the end (or into .tools, if tests/run.sh has made that). All servers listen on free
+# ports of 127.0.0.1.
 set -eu
 umask 022
 top=$(cd "$(dirname "$0")/.." && pwd)
@@ -16,24 +13,14 @@ servers=""
 
 # Ends the servers and removes the folder, however the demo ended.
 clean_up() {
-    status=$?
-    trap - EXIT HUP INT TERM
-    if [ $status != 0 ]; then
-        echo
-        echo "The demo failed (status $status). The last lines of the logs:"
-        tail -n 5 "$demo"/*.log 2> /dev/null || true
-    fi >&2
-    for server in $servers; do
-        kill "$server" 2> /dev/null || true
-        wait "$server" 2> /dev/null || true
-    done
-    cd / && rm -rf "$demo"
-    exit $status
+    [ $? = 0 ] || tail -n 5 "$demo"/*.log >&2 || true
+    # shellcheck disable=SC2086  # a list
+    [ -z "$servers" ] || kill $servers || true
+    wait
+    rm -rf "$demo"
 }
 trap clean_up EXIT
-trap 'exit 129' HUP
-trap 'exit 130' INT
-trap 'exit 143' TERM
+trap 'exit 1' HUP INT TERM
 
 # Says what comes next.
 title() {
@@ -42,14 +29,7 @@ title() {
 
 # Shows a command and runs it.
 run() {
-    printf '$'
-    for word; do
-        case $word in
-        *" "*) printf ' "%s"' "$word" ;;
-        *) printf ' %s' "$word" ;;
-        esac
-    done
-    printf '\n'
+    echo "\$ $*"
     "$@"
 }
 
@@ -63,41 +43,24 @@ serve() {
 
 # Waits until something listens on a port.
 wait_for() {
-    python3 - "$1" << 'EOF'
-import socket, sys, time
-for attempt in range(100):
-    try:
-        sys.exit(socket.create_connection(("127.0.0.1", int(sys.argv[1])), 5).close())
-    except OSError:
-        time.sleep(0.1)
-sys.exit("nothing listens on port " + sys.argv[1])
-EOF
+    timeout 20 python3 -c "
+import socket, time
+while socket.socket().connect_ex(('127.0.0.1', $1)):
+    time.sleep(0.1)"
 }
 
 title "Programs"
 tools=${LETSACME_TOOLS:-$top/.tools}
 [ -d "$tools" ] || tools=$demo/tools
-PATH=$tools/usr/bin:$tools/usr/sbin:$PATH:/usr/sbin:/sbin
-export PATH
-packages=""
-for program in python3 openssl nginx curl; do
-    command -v $program > /dev/null || packages="$packages $program"
-done
-find "$tools" /usr/lib -name libnss_wrapper.so 2> /dev/null | grep -q . ||
-    packages="$packages libnss-wrapper"
-if [ -n "$packages" ]; then
-    # shellcheck disable=SC2086  # a list
-    sh "$top/tests/packages.sh" "$tools" here $packages
-fi
-command -v pebble > /dev/null || sh "$top/tests/packages.sh" "$tools" forky pebble
+sh "$top/tests/packages.sh" "$tools" here python3 openssl nginx curl libnss-wrapper
+sh "$top/tests/packages.sh" "$tools" forky pebble
 # What was unpacked must find its libraries and its settings.
+export PATH="$tools/usr/bin:$tools/usr/sbin:$PATH:/usr/sbin:/sbin"
 libraries=$(find "$tools/usr/lib" -maxdepth 1 -name '*-linux-*' 2> /dev/null || true)
 export LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 [ ! -e "$tools/etc/ssl/openssl.cnf" ] || export OPENSSL_CONF="$tools/etc/ssl/openssl.cnf"
+preload=$(find "$tools" /usr/lib -name libnss_wrapper.so 2> /dev/null | head -n 1)
 export no_proxy="*" NO_PROXY="*"
-for program in python3 openssl nginx curl pebble; do
-    command -v $program
-done
 
 title "A CA, its DNS and a web server with three sites, on free ports of 127.0.0.1"
 cd "$demo"
@@ -105,11 +68,11 @@ chmod 755 . # nginx may run as another user
 # shellcheck disable=SC2046  # a list
 set -- $(python3 -c "
 import socket
-sockets = [socket.socket() for _ in range(7)]
+sockets = [socket.socket() for _ in range(6)]
 for each in sockets:
     each.bind(('127.0.0.1', 0))
     print(each.getsockname()[1])")
-ca=$1 management=$2 dns=$3 control=$4 http=$5 https=$6 tls_alpn=$7
+ca=$1 management=$2 dns=$3 control=$4 http=$5 https=$6
 
 # Pebble's own door has a certificate too, which the script is told to trust (SSL_CERT_FILE).
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 \
@@ -119,35 +82,32 @@ openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 
 cat > pebble.json << EOF
 {"pebble": {
     "listenAddress": "127.0.0.1:$ca", "managementListenAddress": "127.0.0.1:$management",
-    "certificate": "door.pem", "privateKey": "door.key", "httpPort": $http, "tlsPort": $tls_alpn
+    "certificate": "door.pem", "privateKey": "door.key", "httpPort": $http, "tlsPort": $https
 }}
 EOF
 serve dns.log pebble-challtestsrv -dnsserver "127.0.0.1:$dns" -management "127.0.0.1:$control" \
     -defaultIPv6 "" -http01 "" -https01 "" -tlsalpn01 "" -doh ""
 serve pebble.log env PEBBLE_VA_NOSLEEP=1 pebble -config pebble.json -dnsserver "127.0.0.1:$dns"
-
-# Writes nginx's configuration; the argument is more of it.
-nginx_conf() {
-    cat << EOF
-daemon off; pid nginx.pid; error_log nginx-error.log;
-$([ "$(id -u)" != 0 ] || echo "user nobody nogroup;")
+echo "127.0.0.1 localhost" > hosts # which a machine without /etc/hosts does not know
+entries=""
+for name in $names; do
+    mkdir -p "sites/$name"
+    echo "This is $name" > "sites/$name/index.html"
+    echo "127.0.0.1 $name" >> hosts
+    entries="$entries,
+    \"$name\": {\"DocumentRoot\": \"$demo/sites/$name\"}"
+done
+cat > nginx.conf << EOF
+daemon off; user nobody nogroup; pid nginx.pid; error_log nginx-error.log;
 events { }
 http {
     access_log off;
     client_body_temp_path temp; proxy_temp_path temp; fastcgi_temp_path temp;
     uwsgi_temp_path temp; scgi_temp_path temp;
     server { listen 127.0.0.1:$http; root $demo/sites/\$host; }
-    $1
+    include tls*.conf; # which is not there yet
 }
 EOF
-}
-echo "127.0.0.1 localhost" > hosts # which a machine without /etc/hosts does not know
-for name in $names; do
-    mkdir -p "sites/$name"
-    echo "This is $name" > "sites/$name/index.html"
-    echo "127.0.0.1 $name" >> hosts
-done
-nginx_conf "" > nginx.conf
 serve nginx.log nginx -p "$demo/" -e nginx-error.log -c nginx.conf
 for port in "$ca" "$management" "$dns" "$http"; do
     wait_for "$port"
@@ -158,28 +118,19 @@ title "An account key, a domain key, a CSR for the three names, and their docume
 umask 077
 run openssl ecparam -name prime256v1 -genkey -noout -out account.key
 run openssl ecparam -name prime256v1 -genkey -noout -out domain.key
-# shellcheck disable=SC2086  # a list
 run openssl req -new -key domain.key -subj / -out domain.csr \
-    -addext "subjectAltName = $(printf 'DNS:%s, ' $names | sed 's/, $//')"
-cat > config.json << EOF
-{
-$(for name in $names; do
-    echo "  \"$name\": {\"DocumentRoot\": \"$demo/sites/$name\"},"
-done | sed '$ s/,$//')
-}
-EOF
+    -addext "subjectAltName=DNS:$(echo "$names" | sed 's/ /,DNS:/g')"
+echo "{${entries#,}
+}" > config.json
 run cat config.json
 
 title "letsacme.py"
 echo "(SSL_CERT_FILE makes it trust this CA; a preloaded library lets it find the three names. For"
 echo "a real certificate, neither these nor --ca and --check-port are needed.)"
-preload=$(find "$tools" /usr/lib -name libnss_wrapper.so 2> /dev/null | head -n 1)
-(
-    export SSL_CERT_FILE="$demo/door.pem" LD_PRELOAD="$preload" NSS_WRAPPER_HOSTS="$demo/hosts"
-    run python3 "$top/letsacme.py" --account-key account.key --csr domain.csr \
-        --config-json config.json --cert-file signed.crt --chain-file chain.crt \
-        --fullchain-file fullchain.crt --ca "https://localhost:$ca/dir" --check-port "$http"
-)
+run env SSL_CERT_FILE=door.pem LD_PRELOAD="$preload" NSS_WRAPPER_HOSTS=hosts \
+    python3 "$top/letsacme.py" --account-key account.key --csr domain.csr \
+    --config-json config.json --cert-file signed.crt --chain-file chain.crt \
+    --fullchain-file fullchain.crt --ca "https://localhost:$ca/dir" --check-port "$http"
 
 title "What the files hold"
 run ls -l signed.crt chain.crt fullchain.crt
@@ -191,12 +142,14 @@ test -z "$(find sites -path '*acme-challenge/*')"
 echo "No challenge file is left in the document roots."
 
 title "nginx serves TLS with it"
-nginx_conf "server {
-        listen 127.0.0.1:$https ssl;
-        root $demo/sites/\$host;
-        ssl_certificate $demo/fullchain.crt;
-        ssl_certificate_key $demo/domain.key;
-    }" > nginx.conf
+cat > tls.conf << EOF
+server {
+    listen 127.0.0.1:$https ssl;
+    root $demo/sites/\$host;
+    ssl_certificate fullchain.crt;
+    ssl_certificate_key domain.key;
+}
+EOF
 run nginx -p "$demo/" -e nginx-error.log -c nginx.conf -s reload
 wait_for "$https"
 for name in $names; do

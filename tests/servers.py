@@ -11,96 +11,69 @@ import shlex
 import socket
 import ssl
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import trustme
 from support import tool, tools_env
 
-CONNECT = "import socket, sys; socket.create_connection(('127.0.0.1', sys.argv[1]), 5)"
-
 
 def free_port():
     """A port that is free on both loopbacks, outside the range of outgoing connections."""
-    for port in (random.randrange(10000, 30000) for _ in range(1000)):
+    while True:
+        port = random.randrange(10000, 30000)
         with contextlib.suppress(OSError):
-            for address in ["127.0.0.1"] + ["::1"] * has_ipv6():
-                bind(address, port)
+            socket.create_server(("127.0.0.1", port)).close()
+            if has_ipv6():
+                socket.create_server(("::1", port), family=socket.AF_INET6).close()
             return port
-    raise AssertionError("no free port")
-
-
-def bind(address, port):
-    """Fails with OSError where a port cannot be had."""
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-        probe.bind((address, port))
 
 
 @functools.cache
 def has_ipv6():
     """Does this machine have ::1?"""
-    try:
-        bind("::1", 0)
+    with contextlib.suppress(OSError):
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
         return True
-    except OSError:
-        return False
+    return False
 
 
 class Server:
     """A process that serves on loopback until it is stopped or the tests die.
 
-    It is ready when it listens on some ports, or has written some words. inside is a command that
-    takes it into namespaces (see there).
+    It is ready when it listens on ports, or has written words. inside takes it into Namespaces.
     """
 
     def __init__(self, command, ready, log, env=None, cwd=None, inside=()):
-        self.log_file, self.inside = Path(log), [str(word) for word in inside]
+        self.log_file, inside = Path(log), [*map(str, inside)]
         # The kernel ends the server with the tests, however those end.
-        command = [*self.inside, "setpriv", "--pdeathsig", "TERM", *map(str, command)]
+        command = [*inside, "setpriv", "--pdeathsig", "TERM", *map(str, command)]
         with self.log_file.open("ab") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=out, cwd=cwd,
                                             stdin=subprocess.DEVNULL, env=env or tools_env())
-        try:
-            for sign in ready:
-                self.wait_for(sign)
-        except BaseException:
-            self.stop()
-            raise
+        deadline = time.monotonic() + 60
+        for sign in ready:
+            while not self.shows(sign, inside):
+                alive = self.process.poll() is None and time.monotonic() < deadline
+                assert alive, "server did not start:\n" + self.log
+                time.sleep(0.02)
+
+    def shows(self, sign, inside):
+        """Does something listen on this port, or has the server written these words?"""
+        if not isinstance(sign, int):
+            return sign in self.log
+        connect = [*inside, "bash", "-c", ": < /dev/tcp/127.0.0.1/%d" % sign]
+        return subprocess.run(connect, stderr=subprocess.DEVNULL).returncode == 0
 
     @property
     def log(self):
         """What the server has written so far."""
         return self.log_file.read_text(errors="replace")
 
-    def wait_for(self, sign):
-        """Waits until the server listens on a port, or has written some words."""
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and self.process.poll() is None:
-            if self.listens(sign) if isinstance(sign, int) else sign in self.log:
-                return
-            time.sleep(0.02)
-        raise AssertionError("server did not start:\n" + self.log)
-
-    def listens(self, port):
-        """Does something listen on this port where the server is?"""
-        if self.inside:
-            connect = [*self.inside, sys.executable, "-c", CONNECT, str(port)]
-            return subprocess.run(connect, stderr=subprocess.DEVNULL).returncode == 0
-        try:
-            socket.create_connection(("127.0.0.1", port), 5).close()
-            return True
-        except OSError:
-            return False
-
     def stop(self):
         """Ends the server."""
         self.process.terminate()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        self.process.wait(60)
 
 
 @contextlib.contextmanager
@@ -118,38 +91,26 @@ def kept(start):
         server.stop()
 
 
-class Namespaces:
+class Namespaces(Server):
     """A loopback on which every port is free, and an /etc/hosts, for some servers and the script.
 
-    They live as long as a process that does nothing. An ordinary user may have them, too, as the
-    root of a user namespace.
+    An ordinary user may have them, too, as the root of a user namespace.
     """
 
-    ROOT = os.geteuid() == 0
-    UNSHARE = ["unshare", "--mount", "--net"] + ["--map-root-user"] * (not ROOT)
-
     def __init__(self, folder, hosts):
-        (folder / "hosts").write_text(hosts)
+        (folder / "hosts").write_text("".join(
+            "%s %s\n" % (address, " ".join(names)) for address, names in hosts.items()))
         script = "mount --bind %s /etc/hosts && %s link set lo up && echo ready && exec sleep inf"
         script %= shlex.quote(str(folder / "hosts")), shlex.quote(tool("ip"))
-        self.server = Server(["sh", "-c", script], ["ready"], folder / "namespaces.log",
-                             inside=self.UNSHARE)
-        self.inside = ["nsenter", "--target", self.server.process.pid, "--mount", "--net"]
-        self.inside += ["--user", "--preserve-credentials"] * (not self.ROOT)
-
-    def stop(self):
-        """Ends them; what still runs inside keeps them."""
-        self.server.stop()
-
-    @classmethod
-    def refusal(cls):
-        """Why there can be no namespaces here; None if there can be."""
-        probe = subprocess.run([*cls.UNSHARE, "mount", "--bind", "/etc/hosts", "/etc/hosts"],
-                               capture_output=True, text=True)
-        return probe.stderr or "unshare failed" if probe.returncode else None
+        unshare, enter = ["unshare", "--mount", "--net"], ["nsenter", "--mount", "--net"]
+        if os.geteuid() != 0:
+            unshare += ["--map-root-user"]
+            enter += ["--user", "--preserve-credentials"]
+        super().__init__(["sh", "-c", script], ["ready"], folder / "namespaces.log", inside=unshare)
+        self.inside = [*enter, "--target", str(self.process.pid)]
 
 
-class Pebble:
+class Pebble(Server):
     """A Pebble with a DNS server of its own, which says that every name is on loopback.
 
     Options in capitals (PEBBLE_WFE_NONCEREJECT=50) go to Pebble's environment, others
@@ -157,8 +118,7 @@ class Pebble:
     """
 
     def __init__(self, folder, http_port, strict=False, **options):
-        self.folder, self.http_port = folder, http_port
-        self.port, self.management_port = free_port(), free_port()
+        self.http_port, self.port, self.management_port = http_port, free_port(), free_port()
         self.directory = "https://localhost:%d/dir" % self.port
         ca = trustme.CA()
         self.ca_file = folder / "tls-root.pem"
@@ -170,22 +130,17 @@ class Pebble:
                   "certificate": "tls.pem", "privateKey": "tls.pem", "httpPort": http_port,
                   "tlsPort": free_port(), "retryAfter": {"authz": 0, "order": 0},
                   **{name: value for name, value in options.items() if not name.isupper()}}
-        (folder / "config.json").write_text(json.dumps({"pebble": config}))
         env = {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_AUTHZREUSE": "0", "PEBBLE_WFE_NONCEREJECT": "15"}
         env.update((name, str(value)) for name, value in options.items() if name.isupper())
+        (folder / "config.json").write_text(json.dumps({"pebble": config}))
         dns, control = free_port(), free_port()
         self.dns = Server([tool("pebble-challtestsrv"), "-dnsserver", "127.0.0.1:%d" % dns,
                            "-management", "127.0.0.1:%d" % control, "-defaultIPv4", "127.0.0.1",
                            "-defaultIPv6", "", "-http01", "", "-https01", "", "-tlsalpn01", "",
                            "-doh", ""], [dns, control], folder / "dns.log")
-        try:
-            self.server = Server(
-                [tool("pebble"), "-config", "config.json", "-dnsserver", "127.0.0.1:%d" % dns]
-                + ["-strict"] * strict, [self.management_port, self.port], folder / "pebble.log",
-                tools_env(**env), folder)
-        except BaseException:
-            self.dns.stop()
-            raise
+        command = [tool("pebble"), "-config", "config.json", "-dnsserver", "127.0.0.1:%d" % dns]
+        super().__init__(command + ["-strict"] * strict, [self.management_port, self.port],
+                         folder / "pebble.log", tools_env(**env), folder)
         self.root = folder / "root.pem"
         self.root.write_bytes(self.management("/roots/0"))
 
@@ -198,40 +153,35 @@ class Pebble:
             return connection.getresponse().read()
 
     @property
-    def log(self):
-        """Pebble's log so far."""
-        return self.server.log
-
-    @property
     def requests(self):
         """The requests served so far, oldest first, such as 'POST /order-plz'."""
         return re.findall(r"((?:GET|HEAD|POST) /\S*) -> calling handler", self.log)
 
     def stop(self):
         """Ends Pebble and its DNS."""
-        self.server.stop()
+        super().stop()
         self.dns.stop()
 
 
-# The beginning of a configuration with which nginx writes nowhere but into a folder.
+# The beginning of a configuration with which nginx writes nowhere but into a folder (its -p).
 NGINX_HEAD = """
 daemon off;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
+pid nginx.pid;
+error_log error.log;
 events {{ }}
 http {{
-    access_log {folder}/access.log;
-    client_body_temp_path {folder}/temp1;
-    proxy_temp_path {folder}/temp2;
-    fastcgi_temp_path {folder}/temp3;
-    uwsgi_temp_path {folder}/temp4;
-    scgi_temp_path {folder}/temp5;
+    access_log access.log;
+    client_body_temp_path temp; proxy_temp_path temp; fastcgi_temp_path temp;
+    uwsgi_temp_path temp; scgi_temp_path temp;
 """
 NGINX = "{user}" + NGINX_HEAD + """
     server_names_hash_bucket_size 128;
-    # Each name has a document root of its own.
+    # Each name has a document root of its own; for TLS an expired certificate of no known CA.
     server {{
-        {listen_first}
+        {listen}
+        {listen_tls}
+        ssl_certificate {folder}/expired.pem;
+        ssl_certificate_key {folder}/expired.pem;
         root {folder}/sites/$host;
     }}
     # A challenge directory that several names share.
@@ -243,23 +193,17 @@ NGINX = "{user}" + NGINX_HEAD + """
             try_files $uri =404;
         }}
     }}
-    # Everything is sent to https, where an expired certificate of no known CA waits.
+    # Everything is sent to https.
     server {{
         {listen}
         server_name ~\\.https\\.example$;
         return 301 https://$host:{tls_port}$request_uri;
     }}
-    server {{
-        {listen_tls}
-        ssl_certificate {folder}/expired.pem;
-        ssl_certificate_key {folder}/expired.pem;
-        root {folder}/sites/$host;
-    }}
 }}
 """
 
 
-class Nginx:
+class Nginx(Server):
     """An nginx that serves challenge files in the ways that web servers are set up to.
 
     The end of a host's name says how: NAME.site.example (and any other name or address) has its
@@ -268,37 +212,27 @@ class Nginx:
     """
 
     def __init__(self, folder):
-        self.folder = folder
+        self.folder, self.challenges = folder, folder / "challenges"
+        self.port, tls_port = free_port(), free_port()
         folder.chmod(0o755)  # as root, nginx's workers are another user
-        self.port, self.tls_port = free_port(), free_port()
-        self.challenges = self.folder / "challenges"
-        for made in (self.challenges, self.folder / "sites"):
+        for made in (self.challenges, folder / "sites"):
             made.mkdir()
         expired = trustme.CA().issue_cert(
             "www.expired.example", not_before=datetime.datetime(2020, 1, 1),
             not_after=datetime.datetime(2020, 2, 1))
-        expired.private_key_and_cert_chain_pem.write_to_path(self.folder / "expired.pem")
-        config = self.folder / "nginx.conf"
-        config.write_text(NGINX.format(
-            folder=self.folder, port=self.port, tls_port=self.tls_port,
-            user="user nobody nogroup;" if os.geteuid() == 0 else "",
-            listen_first=self.listen(self.port, " default_server"), listen=self.listen(self.port),
-            listen_tls=self.listen(self.tls_port, " ssl")))
-        self.server = Server([tool("nginx"), "-p", self.folder, "-e", self.folder / "error.log",
-                              "-c", config], [self.port, self.tls_port], self.folder / "out.log")
-
-    @staticmethod
-    def listen(port, rest=""):
-        """The listen lines of a server block."""
+        expired.private_key_and_cert_chain_pem.write_to_path(folder / "expired.pem")
         addresses = ["127.0.0.1"] + ["[::1]"] * has_ipv6()
-        return " ".join("listen %s:%d%s;" % (address, port, rest) for address in addresses)
+        listen, listen_tls = (
+            "".join("listen %s:%d%s;" % (address, port, how) for address in addresses)
+            for port, how in ((self.port, ""), (tls_port, " ssl")))
+        (folder / "nginx.conf").write_text(NGINX.format(
+            folder=folder, listen=listen, listen_tls=listen_tls, tls_port=tls_port,
+            user="user nobody nogroup;" if os.geteuid() == 0 else ""))
+        super().__init__([tool("nginx"), "-p", folder, "-e", folder / "error.log", "-c",
+                          folder / "nginx.conf"], [self.port, tls_port], folder / "out.log")
 
     def root(self, name):
         """The document root of a name, made if missing."""
         folder = self.folder / "sites" / name
         folder.mkdir(exist_ok=True)
         return folder
-
-    def stop(self):
-        """Ends nginx."""
-        self.server.stop()

@@ -2,21 +2,20 @@
 
 Programs come from the tools folder that `sh tests/run.sh` fills, or else from PATH.
 """
+import collections
 import contextlib
 import functools
 import glob
 import importlib
-import itertools
 import os
-import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
 from pathlib import Path
-
+from types import SimpleNamespace
 
 TOP = Path(__file__).resolve().parent.parent
 SCRIPT = Path(os.environ.get("LETSACME_SCRIPT") or TOP / "letsacme.py")
@@ -34,8 +33,6 @@ PYTHONS_WORDS = re.compile(
     r"codec can't|Expecting|Extra data|char \d|does not match format|not supported between|"
     r"must be (str|int|bytes)|positional|unhashable|\b[bu]'")
 
-# --- programs ------------------------------------------------------------------------------------
-
 
 def search_path(*parts):
     """A PATH of these parts."""
@@ -45,8 +42,7 @@ def search_path(*parts):
 def tool(name):
     """The path of a program, from the tools folder or the machine; a missing one is an error."""
     found = shutil.which(name, path=search_path(
-        TOOLS / "wrapped", TOOLS / "usr/bin", TOOLS / "usr/sbin", os.environ["PATH"], "/usr/sbin",
-        "/sbin"))
+        TOOLS / "wrapped", TOOLS / "usr/bin", TOOLS / "usr/sbin", os.environ["PATH"], "/usr/sbin"))
     assert found, "%s is missing: 'sh tests/run.sh' fetches all that the tests need" % name
     return found
 
@@ -61,53 +57,36 @@ def library(name):
 
 def tools_env(**more):
     """The environment for unpacked programs: their libraries lie beside them."""
-    folders = glob.glob("%s/usr/lib/*-linux-*" % TOOLS)
-    return dict(os.environ, LD_LIBRARY_PATH=os.pathsep.join(folders), **more)
+    return dict(os.environ, **more,
+                LD_LIBRARY_PATH=search_path(*TOOLS.glob("usr/lib/*-linux-*")))
 
 
-@dataclass(frozen=True)
-class Interpreter:
-    """A Python that letsacme.py is tested with, and the folder of its openssl if it has its own."""
-    word: str
-    path: str
-    name: str
-    version: tuple
-    openssl: str
-
-    @property
-    def command(self):
-        """The command that starts it, every warning being an error."""
-        return [self.path, "-W", "error"]
-
-
+# A Python that letsacme.py is tested with: its word in LETSACME_PYTHON, the command that starts it
+# (every warning being an error), and the folder of its openssl if it has its own
+Interpreter = collections.namedtuple("Interpreter", "word command name version openssl")
 # What pyenv puts on PATH are slow scripts: go round them, to the Pythons themselves.
 PYTHONS = search_path(
     *(part for part in os.environ["PATH"].split(os.pathsep) if not part.endswith("/shims")),
     TOOLS / "wrapped",
     *sorted(glob.glob(os.environ.get("PYENV_ROOT", os.path.expanduser("~/.pyenv"))
                       + "/versions/*/bin")))
-
-
-def wanted_interpreters():
-    """The words of LETSACME_PYTHON: names or paths, each perhaps with + and a folder of tools."""
-    return os.environ.get("LETSACME_PYTHON", "").split() or [sys.executable]
+# Names or paths, each perhaps with + and a folder of tools
+WANTED = os.environ.get("LETSACME_PYTHON", "").split() or [sys.executable]
 
 
 @functools.cache
 def interpreters():
     """Those of the wanted interpreters that are on this machine."""
-    ask = ("import platform, sys; v = sys.version_info; "
-           "print('%s %s|%d|%d' % (platform.python_implementation(), platform.python_version(),"
-           " v[0], v[1]))")
+    ask = "import platform as p; print(p.python_implementation(), p.python_version())"
     found = []
-    for word in wanted_interpreters():
+    for word in WANTED:
         name, _, openssl = word.partition("+")
-        path = shutil.which(name, path=PYTHONS)
-        answer = path and subprocess.run([path, "-c", ask], capture_output=True, text=True)
-        if (answer and answer.returncode == 0
-                and (not openssl or (TOOLS / openssl / "openssl").exists())):
-            label, major, minor = answer.stdout.strip().split("|")
-            found.append(Interpreter(word, path, label, (int(major), int(minor)), openssl))
+        command = (shutil.which(name, path=PYTHONS) or "false", "-W", "error")
+        answer = subprocess.run([*command, "-c", ask], capture_output=True, text=True)
+        if answer.returncode == 0 and (not openssl or (TOOLS / openssl / "openssl").exists()):
+            name = answer.stdout.strip()
+            version = tuple(map(int, re.findall(r"\d+", name)[:2]))
+            found.append(Interpreter(word, command, name, version, openssl))
     return found
 
 
@@ -152,22 +131,9 @@ def module():
     return importlib.import_module("letsacme")
 
 
-_serial = itertools.count(1)
-
-
 def fresh_name(kind):
     """A host name that was never used before, for one of nginx's kinds of sites."""
-    return "n%d-%x.%s.example" % (next(_serial), random.getrandbits(40), kind)
-
-
-# --- the script under test -----------------------------------------------------------------------
-
-@dataclass
-class Result:
-    """How a run of letsacme.py ended."""
-    status: int
-    out: str
-    err: str
+    return "n%d-%x.%s.example" % (os.getpid(), time.monotonic_ns(), kind)
 
 
 # Before Python 3.13, the ssl module leaves a socket unclosed where the other side has reset the
@@ -197,59 +163,44 @@ class Letsacme:
         self.folder = folder
         self.hosts = folder / "hosts"
 
-    def add_host(self, name, address="127.0.0.1"):
-        """Lets the script's own look-ups find a name (and nobody else's: see environment)."""
+    def add_host(self, name):
+        """Lets the script's own look-ups (see environment) find a name, which it returns."""
         known = self.hosts.read_text() if self.hosts.exists() else "127.0.0.1 localhost\n"
-        self.hosts.write_text("%s%s %s\n" % (known, address, name))
+        self.hosts.write_text("%s127.0.0.1 %s\n" % (known, name))
+        return name
 
     def environment(self, ca=None, more=None, clock=None):
         """What the script finds in its environment: little, like a cron job."""
-        env = {"PATH": script_path(), "HOME": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
-        preload = []
-        if self.hosts.exists():
-            preload.append(library("libnss_wrapper.so"))
-            env["NSS_WRAPPER_HOSTS"] = str(self.hosts)
-        if clock:
-            preload.append(library("faketime/libfaketime.so.1"))
-            env["FAKETIME"] = clock
-        if preload:
-            env["LD_PRELOAD"] = " ".join(preload)
-        if ca:
-            env["SSL_CERT_FILE"] = str(ca.ca_file)
-        env.update(more or {})
+        env = {"PATH": script_path(), "HOME": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1",
+               "NSS_WRAPPER_HOSTS": str(self.hosts), "FAKETIME": clock,
+               "SSL_CERT_FILE": str(ca.ca_file) if ca else None}
+        preload = [library("libnss_wrapper.so")] if self.hosts.exists() else []
+        preload += [library("faketime/libfaketime.so.1")] if clock else []
+        env = {**env, "LD_PRELOAD": " ".join(preload) or None, **(more or {})}
         return {name: value for name, value in env.items() if value is not None}
 
-    def command(self, args, ca=None, scale=None, constants=None, wrapper=()):
-        """The command line.
-
-        constants are set in the module before it runs; scale shortens all its waits.
-        """
+    def start(self, *args, ca=None, env=None, scale=None, constants=None, wrapper=(), clock=None,
+              cwd=None, stdin=subprocess.DEVNULL, **popen):
+        """Starts the script without waiting for it; see __call__ for the options."""
         run = [str(SCRIPT)]
-        constants = dict(constants or {})
-        for name, seconds in WAITS.items() if scale else ():
-            constants.setdefault(name, seconds * scale)
+        shorter = {name: seconds * scale for name, seconds in WAITS.items() if scale}
+        constants = {**shorter, **(constants or {})}
         if constants:
             run = ["-c", "import sys; sys.path.insert(0, %r); import letsacme; "
                    "vars(letsacme).update(%r); sys.exit(letsacme.main(sys.argv[1:]))"
                    % (str(SCRIPT.parent), constants)]
-        at = ["--ca", ca.directory, "--check-port", str(ca.http_port)] if ca else []
-        return [*map(str, wrapper), *interpreter().command, *run, *map(str, args), *at]
+        at = ["--ca", ca.directory, "--check-port", ca.http_port] if ca else []
+        command = map(str, [*wrapper, *interpreter().command, *run, *args, *at])
+        return subprocess.Popen([*command], cwd=cwd or self.folder, start_new_session=True,
+                                env=self.environment(ca, env, clock), stdin=stdin,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, **popen)
 
-    def start(self, *args, ca=None, env=None, scale=None, constants=None, wrapper=(), clock=None,
-              cwd=None, **popen):
-        """Starts the script without waiting for it; the caller waits or kills (see use of with)."""
-        popen = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
-                 "start_new_session": True, **popen}
-        return subprocess.Popen(self.command(args, ca, scale, constants, wrapper),
-                                cwd=cwd or self.folder, env=self.environment(ca, env, clock),
-                                **popen)
+    def __call__(self, *args, timeout=120, **options):
+        """Runs the script to its end; gives its status, out and err.
 
-    def __call__(self, *args, timeout=120, check=True, **options):
-        """Runs the script to its end. ca: a CA to use; check=False: do not judge the output.
-
-        Further options: env (changes to the environment; None unsets), scale and constants (see
-        command), wrapper (a command put before), clock (such as "+80d", for libfaketime), cwd, and
-        what subprocess.Popen takes.
+        ca: a CA to use; env: changes to the environment (None unsets); constants are set in the
+        module before it runs, and scale shortens all its waits; wrapper: a command put before;
+        clock: such as "+80d", for libfaketime; and what Popen takes.
         """
         with self.start(*args, **options) as process:
             try:
@@ -259,11 +210,9 @@ class Letsacme:
         # What libfaketime leaves behind after an exec or a sudden end
         for name in ("faketime_shm_%d", "sem.faketime_sem_%d") if options.get("clock") else ():
             Path("/dev/shm", name % process.pid).unlink(missing_ok=True)
-        out, err = ((text or b"").decode("utf-8", "replace") for text in (out, err))
+        out, err = (text.decode("utf-8", "replace") for text in (out, err))
         if interpreter().version < (3, 13):
             err = LEFT_BY_PYTHON.sub("", err)
-        result = Result(process.returncode, out, err)
-        if check:
-            judge_words(err)
-            assert result.status == 0 or not out, "failed, but printed:\n" + out
-        return result
+        judge_words(err)
+        assert process.returncode == 0 or not out, "failed, but printed:\n" + out
+        return SimpleNamespace(status=process.returncode, out=out, err=err)
