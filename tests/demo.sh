@@ -33,14 +33,6 @@ run() {
     "$@"
 }
 
-# Starts a server in the background: its log, then its command.
-serve() {
-    log=$1
-    shift
-    "$@" > "$log" 2>&1 &
-    servers="$servers $!"
-}
-
 # Waits until something listens on a port.
 wait_for() {
     timeout 20 python3 -c "
@@ -68,11 +60,11 @@ chmod 755 . # nginx may run as another user
 # shellcheck disable=SC2046  # a list
 set -- $(python3 -c "
 import socket
-sockets = [socket.socket() for _ in range(6)]
+sockets = [socket.socket() for _ in range(5)]
 for each in sockets:
     each.bind(('127.0.0.1', 0))
     print(each.getsockname()[1])")
-ca=$1 management=$2 dns=$3 control=$4 http=$5 https=$6
+ca=$1 management=$2 dns=$3 control=$4 http=$5
 
 # Pebble's own door has a certificate too, which the script is told to trust (SSL_CERT_FILE).
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 \
@@ -82,17 +74,18 @@ openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 
 cat > pebble.json << EOF
 {"pebble": {
     "listenAddress": "127.0.0.1:$ca", "managementListenAddress": "127.0.0.1:$management",
-    "certificate": "door.pem", "privateKey": "door.key", "httpPort": $http, "tlsPort": $https
+    "certificate": "door.pem", "privateKey": "door.key", "httpPort": $http, "tlsPort": 1
 }}
 EOF
-serve dns.log pebble-challtestsrv -dnsserver "127.0.0.1:$dns" -management "127.0.0.1:$control" \
-    -defaultIPv6 "" -http01 "" -https01 "" -tlsalpn01 "" -doh ""
-serve pebble.log env PEBBLE_VA_NOSLEEP=1 pebble -config pebble.json -dnsserver "127.0.0.1:$dns"
+pebble-challtestsrv -dnsserver "127.0.0.1:$dns" -management "127.0.0.1:$control" \
+    -defaultIPv6 "" -http01 "" -https01 "" -tlsalpn01 "" -doh "" > dns.log 2>&1 &
+servers=$!
+PEBBLE_VA_NOSLEEP=1 pebble -config pebble.json -dnsserver "127.0.0.1:$dns" > pebble.log 2>&1 &
+servers="$servers $!"
 echo "127.0.0.1 localhost" > hosts # which a machine without /etc/hosts does not know
 entries=""
 for name in $names; do
     mkdir -p "sites/$name"
-    echo "This is $name" > "sites/$name/index.html"
     echo "127.0.0.1 $name" >> hosts
     entries="$entries,
     \"$name\": {\"DocumentRoot\": \"$demo/sites/$name\"}"
@@ -105,10 +98,10 @@ http {
     client_body_temp_path temp; proxy_temp_path temp; fastcgi_temp_path temp;
     uwsgi_temp_path temp; scgi_temp_path temp;
     server { listen 127.0.0.1:$http; root $demo/sites/\$host; }
-    include tls*.conf; # which is not there yet
 }
 EOF
-serve nginx.log nginx -p "$demo/" -e nginx-error.log -c nginx.conf
+nginx -p "$demo/" -e nginx-error.log -c nginx.conf > nginx.log 2>&1 &
+servers="$servers $!"
 for port in "$ca" "$management" "$dns" "$http"; do
     wait_for "$port"
 done
@@ -140,20 +133,5 @@ curl -sS --cacert door.pem "https://localhost:$management/roots/0" -o root.pem
 run openssl verify -CAfile root.pem -untrusted chain.crt signed.crt
 test -z "$(find sites -path '*acme-challenge/*')"
 echo "No challenge file is left in the document roots."
-
-title "nginx serves TLS with it"
-cat > tls.conf << EOF
-server {
-    listen 127.0.0.1:$https ssl;
-    root $demo/sites/\$host;
-    ssl_certificate fullchain.crt;
-    ssl_certificate_key domain.key;
-}
-EOF
-run nginx -p "$demo/" -e nginx-error.log -c nginx.conf -s reload
-wait_for "$https"
-for name in $names; do
-    run curl -sS --cacert root.pem --resolve "$name:$https:127.0.0.1" "https://$name:$https/"
-done
 
 title "Done; the servers are stopped and the folder of the demo is removed"

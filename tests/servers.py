@@ -1,7 +1,6 @@
 """Real servers on free ports of loopback: Pebble and its DNS, nginx; and namespaces for others."""
 import contextlib
 import datetime
-import functools
 import http.client
 import json
 import os
@@ -29,7 +28,6 @@ def free_port():
             return port
 
 
-@functools.cache
 def has_ipv6():
     """Does this machine have ::1?"""
     with contextlib.suppress(OSError):
@@ -176,7 +174,6 @@ http {{
 """
 NGINX = "{user}" + NGINX_HEAD + """
     server_names_hash_bucket_size 128;
-    # Each name has a document root of its own; for TLS an expired certificate of no known CA.
     server {{
         {listen}
         {listen_tls}
@@ -184,7 +181,6 @@ NGINX = "{user}" + NGINX_HEAD + """
         ssl_certificate_key {folder}/expired.pem;
         root {folder}/sites/$host;
     }}
-    # A challenge directory that several names share.
     server {{
         {listen}
         server_name ~\\.alias\\.example$;
@@ -193,7 +189,6 @@ NGINX = "{user}" + NGINX_HEAD + """
             try_files $uri =404;
         }}
     }}
-    # Everything is sent to https.
     server {{
         {listen}
         server_name ~\\.https\\.example$;

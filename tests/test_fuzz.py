@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+from types import SimpleNamespace
 
 import pki
 import pytest
@@ -170,4 +171,7 @@ def test_renewal_information(fault):
                                             "end": "2025-01-03T04:00:00Z"}})
     fault(None, reply)
     headers = {name: value for name, value in reply.headers.items() if value is not None}
-    assert inner.is_due(LEAF, reply.body, reply.status, **headers) in (True, False)
+    ca = SimpleNamespace(directory=lambda: inner.answer({"renewalInfo": inner.URL}),
+                         ask=lambda *_, **__: inner.answer(reply.body, reply.status, **headers))
+    found = inner.script.Certificate(LEAF)
+    assert inner.script.is_due(ca, found, found, {}) in (True, False)

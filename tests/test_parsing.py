@@ -54,14 +54,6 @@ def a_ca(*answers):
     return ca
 
 
-def is_due(old, body, status=200, **headers):
-    """Whether a certificate is due by the renewal information in an answer."""
-    ca = SimpleNamespace(directory=lambda: answer({"renewalInfo": URL}),
-                         ask=lambda url, method: answer(body, status, **headers))
-    found = script.Certificate(old)
-    return script.is_due(ca, found, found, {})
-
-
 def account_key(monkeypatch, tmp_path, public):
     """The account key for a public key in DER, which openssl is made to give."""
     (tmp_path / "account.key").touch()

@@ -30,8 +30,6 @@ def issue(letsacme, basics, nginx, key):
     return start
 
 
-# --- command lines --------------------------------------------------------------------------------
-
 RUN = '"$@" --account-key ./account.key --csr ./domain.csr '
 CONFIG = RUN + "--config-json ./config.json "
 ALL = CONFIG + "> both.crt"
@@ -90,8 +88,6 @@ def test_command_lines(kind, line, files, letsacme, names, csr, config, key, peb
     assert no_challenges_left(nginx, hosts) and not list(nginx.challenges.iterdir())
 
 
-# --- what it says ---------------------------------------------------------------------------------
-
 def test_log(letsacme, basics, pebble, names):
     """The log tells the stages, the account's URL and what was agreed to."""
     hosts = names(2)
@@ -147,8 +143,6 @@ def test_hundred_names(letsacme, issue, pebble, names, csr, nginx):
         assert re.search("^%s .* 200 .*[Pp]ebble" % ip, log, re.MULTILINE)
 
 
-# --- the CA's ways --------------------------------------------------------------------------------
-
 @pytest.mark.parametrize("options", [
     {"PEBBLE_WFE_NONCEREJECT": 50, "strict": True, "PEBBLE_CHAIN_LENGTH": 4,
      "PEBBLE_ALTERNATE_ROOTS": 2},
@@ -176,8 +170,6 @@ def test_profile(issue, pebbles, names):
     lifetime = certificate.not_valid_after_utc - certificate.not_valid_before_utc
     assert abs(lifetime.total_seconds() - 518400) < 60
 
-
-# --- external account binding ---------------------------------------------------------------------
 
 SECRET = b"\xfb\xff" + bytes(range(32))  # which begins with "-_" in base64url
 MAC_KEY = base64.urlsafe_b64encode(SECRET).decode().rstrip("=")

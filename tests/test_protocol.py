@@ -35,8 +35,6 @@ def test_answers_bring_no_good_nonce(trial):
                  for resource, nonce in zip(SIGNED, nonces)})
 
 
-# ---- The CA is busy (as for dates: see test_parsing.py)
-
 def busy(after, status=429):
     """A fault: come back after so many seconds."""
     return problem("rateLimited", status, {"Retry-After": after}, detail="too many")
@@ -103,8 +101,6 @@ def test_errors_though_it_worked(trial):
                  "finalize": [lost, problem("badCSR")]}, ca={"validation": 3})
 
 
-# ---- States (where CAs show the failure of a validation: see test_ways.py)
-
 def test_the_names_are_proved_already(trial):
     """Valid authorizations and orders that are ready need no challenge, and are logged as such."""
     result = trial.works({"newOrder": fields(status="pending")}, ca={"reuse": True})
@@ -129,8 +125,6 @@ def test_an_odd_status(trial, resource, status, times):
                          waits={"WORK_PATIENCE": 0.5})
     assert result.ca.count("order") < 60
 
-
-# ---- Shapes
 
 @pytest.mark.parametrize("resource, fault, words", [
     ("newNonce", change(headers={"Replay-Nonce": None}), "the answer has no Replay-Nonce"),
