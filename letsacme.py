@@ -240,22 +240,18 @@ def await_validation(ca, order_url, challenges, in_doubt):
     for pause in pauses(DOUBT_PATIENCE if in_doubt else WORK_PATIENCE, FIRST_PAUSE):
         if order['status'] != 'pending':
             break
+        # Some CAs show a failure in the authorization alone.
         look = in_doubt or time.monotonic() - started > SLOW_AFTER
-        if look and first_has_failed(ca, waiting):
+        while look and waiting:
+            authorization = ca.read(waiting[0])
+            if authorization['status'] != 'valid':
+                break
+            del waiting[0]
+        if look and waiting and authorization.has_failed():
             break
         time.sleep(pause if in_doubt else max(pause, order.poll_pause()))
         order = ca.read(order_url)
     return order
-
-def first_has_failed(ca, waiting):
-    """Return whether the first name that is not valid has failed, which some CAs show in its
-    authorization alone; take the URLs of valid ones from the list."""
-    while waiting:
-        authorization = ca.read(waiting[0])
-        if authorization['status'] != 'valid':
-            return authorization.has_failed()
-        del waiting[0]
-    return False
 
 def list_failures(ca, order, challenges, complaints):
     """Return a line for each name that is not valid: the first complaint, and how it stands."""
@@ -364,8 +360,7 @@ class CA:
     def ask(self, url, payload=None, method='POST'):
         """Return the CA's answer, be it a refusal, to a request that is repeated while trouble may
         pass. If it does not pass, that is the answer: see send()."""
-        reached, earlier = True, ''
-        end = time.monotonic() + REQUEST_PATIENCE
+        reached, earlier, end = True, '', time.monotonic() + REQUEST_PATIENCE
         for tries, pause in enumerate(pauses(REQUEST_PATIENCE)):
             if method == 'POST' and not self.nonce:  # by a HEAD, which needs none itself
                 answer = self.ask(self.directory()['newNonce'], method='HEAD')
@@ -379,8 +374,7 @@ class CA:
             if answer.problem == 'badNonce' and answer.code < 429 and tries < 100:
                 continue  # at once, with the nonce that came with the refusal
             after, words = answer.retry_after(), answer.words()
-            may_pass = answer.code >= 500 or answer.code == 429 and after is not None
-            if not may_pass:
+            if answer.code < 500 and (answer.code != 429 or after is None):
                 answer.earlier = earlier
                 return answer
             left, wait = end - time.monotonic(), max(pause, after or 0)
@@ -401,10 +395,8 @@ class CA:
         host, path = match.groups()
         # Some servers refuse a GET that has a type.
         headers = {**USER_AGENT, 'Content-Type': 'application/jose+json'} if body else USER_AGENT
-        if host not in self.connections:
-            self.connections[host] = http.client.HTTPSConnection(
-                host, timeout=ANSWER_TIMEOUT, context=self.tls)
-        connection = self.connections[host]
+        connection = self.connections.setdefault(host, http.client.HTTPSConnection(
+            host, timeout=ANSWER_TIMEOUT, context=self.tls))  # which is opened by a request
         try:
             connection.request(method, path, body, headers)
             with contextlib.closing(connection.getresponse()) as response:
@@ -451,8 +443,7 @@ class Answer(dict):
 
     def __init__(self, fields, url, response, body):
         super().__init__(fields)
-        self.url, self.body = url, body
-        self.code, self.headers = response.status, response.headers
+        self.url, self.code, self.headers, self.body = url, response.status, response.headers, body
         self.beginning = body[:200].decode('utf-8', 'replace')
         self.earlier = ''  # what the CA has said to earlier tries
         self.problem = f'{self.get("type")}'.rpartition(':')[2]  # RFC 8555, 6.7
@@ -539,7 +530,7 @@ class AccountKey:
         with about(path):
             open(path).close()  # since openssl has no good words for a file that is missing
             public = self.openssl(b'', 'pkey', '-pubout', '-outform', 'DER', '-in', path)
-            [self.public_key] = contents(public)
+            [(_, self.public_key)] = elements(public)
             # RFC 5280, 4.1.2.7; the first byte of the bits counts the unused ones.
             *identifiers, bits = [content for _, content in leaves(public)]
             if identifiers[0] == RSA:
@@ -608,9 +599,9 @@ class SigningRequest:
         with about(path):
             self.der, *more = read_pem(read_file(path), 'CERTIFICATE REQUEST')
             require(not more, 'holds more than one certificate signing request')
-            [request] = contents(self.der)
-            information, *_ = contents(request)
-            _, subject, self.public_key, *_ = contents(information)
+            [(_, request)] = elements(self.der)
+            (_, information), *_ = elements(request)
+            _, (_, subject), (_, self.public_key), *_ = elements(information)
             self.names = alt_names(self.der)
             for value in values_of(COMMON_NAME, subject):
                 name = value.decode('latin-1')
@@ -627,17 +618,15 @@ class Certificate:
 
     def __init__(self, der):
         self.der = der
-        [certificate] = contents(der)
-        signed, *_ = contents(certificate)
+        [(_, certificate)] = elements(der)
+        (_, signed), *_ = elements(certificate)
         fields = [content for tag, content in elements(signed) if tag != VERSION_FIELD]
         serial, _, issuer, validity, subject, self.public_key, *_ = fields
         self.self_signed = issuer == subject
         self.names = alt_names(der)
-        self.starts, self.ends = [read_time(stamp.decode()) for stamp in contents(validity)]
-        self.renewal_id = None  # RFC 9773, 4.1
-        for value in values_of(AUTHORITY_KEY, der):
-            key = dict(leaves(value)).get(KEY_IDENTIFIER)
-            self.renewal_id = f'{b64(key)}.{b64(serial)}' if key else None
+        self.starts, self.ends = [read_time(stamp.decode()) for _, stamp in elements(validity)]
+        keys = [dict(leaves(value)).get(KEY_IDENTIFIER) for value in values_of(AUTHORITY_KEY, der)]
+        self.renewal_id = f'{b64(keys[0])}.{b64(serial)}' if any(keys) else None  # RFC 9773, 4.1
 
 def read_certificates(data, source):
     """Return the certificates in PEM data; raise Error if there is none, or anything else."""
@@ -656,7 +645,7 @@ def alt_names(der):
     """Return the identifiers (RFC 8555, 9.7.7) in a SubjectAltName, by name in small letters."""
     names = {}
     for value in values_of(ALT_NAMES, der):
-        [entries] = contents(value)
+        [(_, entries)] = elements(value)
         for tag, content in elements(entries):
             kind = 'dns' if tag == DNS_NAME else 'ip' if tag == IP_ADDRESS else 'other'
             name = str(ipaddress.ip_address(content)) if kind == 'ip' else content.decode('latin-1')
@@ -675,10 +664,6 @@ def leaves(data):
     for tag, content in elements(data):
         found += leaves(content) if tag & CONSTRUCTED else [(tag, content)]
     return found
-
-def contents(data):
-    """Return the content of each element of DER data."""
-    return [content for _, content in elements(data)]
 
 def elements(data):
     """Return tag and content of each element of DER data (X.690, 8.1); raise Error if it is cut."""
@@ -852,8 +837,7 @@ def read_command_line(argv):
     while words:
         name, *values = re.sub(r'^--directory-url(?=$|=)', '--ca', words.pop(0)).split('=', 1)
         # A long word may be a key for external account binding, which must not get into a log.
-        secret = re.search(r'[\w+/-]{16,}', name) and not re.fullmatch('--[a-z-]+', name)
-        told = '(not shown)' if secret else name
+        told = name if re.fullmatch('--[a-z-]+|.{1,15}', name) else '(not shown)'
         require(name in OPTIONS, f'unknown option or word: {told} (-h tells what there is)')
         takes = OPTIONS[name]
         while words and words[0][:2] != '--' and (takes == 'ADDRESS' or takes and not values):
@@ -872,9 +856,8 @@ def read_configuration(word):
     for key, value in fields.items():
         if isinstance(value, dict) and key not in KEYS:
             directories[key.lower()] = directory_in(key, value)
-        elif key == 'DocumentRoot':  # of all other names
-            require(value, f'"{key}" must not be empty')
-            directories[''] = to_path(f'"{key}"', value).rstrip('/') + WELL_KNOWN
+        elif key == 'DocumentRoot':
+            directories[''] = directory_in(key, {key: value})  # of all other names
         elif OPTIONS.get(KEYS.get(key)):
             texts = value if key == 'Contact' and isinstance(value, list) else [value]
             texts = [str(value)] if key == 'CheckPort' else texts  # which may be a number

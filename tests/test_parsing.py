@@ -379,7 +379,7 @@ def test_settings(config, words, expected):
     ({"a.b": {"DocumentRoot": 5}}, "a.b"), ({"a.b": {"DocumentRoot": ""}}, "a.b"),
     ({"a.b": {"AcmeDir": 5}}, "AcmeDir"),
     ({"AcmeDir": {"a.b": "/x"}}, '"AcmeDir" must be one line of text'),
-    ({"DocumentRoot": ""}, '"DocumentRoot" must not be empty'),
+    ({"DocumentRoot": ""}, '"DocumentRoot" must be {'),
     ({"AccountKey": "BEGIN\n" + SECRET}, '"AccountKey" must be one line of text'),
     (["--account-key", "BEGIN\n" + SECRET], "--account-key must be the path of a file"),
     (["--fullchain-files", "x"], "unknown option or word: --fullchain-files"),
