@@ -21,9 +21,9 @@ HARMFUL = re.compile("[\0-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-
 SECRET = "c2VjcmV0" * 8                     # a key for EAB, which nobody may ever see
 # What the script waits for: little where it is to succeed, less where it is to give up
 WAITS = {"ANSWER_TIMEOUT": 2, "REQUEST_PATIENCE": 8, "WORK_PATIENCE": 20, "DOUBT_PATIENCE": 0.5,
-         "LONGEST_RUN": 60, "FIRST_PAUSE": 0.01, "SLOW_AFTER": 0.1, "LONGEST_PAUSE": 0.1,
+         "LONGEST_RUN": 60, "FIRST_PAUSE": 0.01, "SLOW_AFTER": 4, "LONGEST_PAUSE": 0.1,
          "LONGEST_POLL_PAUSE": 1}
-IN_VAIN = {"REQUEST_PATIENCE": 1, "WORK_PATIENCE": 1, "DOUBT_PATIENCE": 0.3}
+IN_VAIN = {"SLOW_AFTER": 0.1, "REQUEST_PATIENCE": 1, "WORK_PATIENCE": 1, "DOUBT_PATIENCE": 0.3}
 WELL_KNOWN = "/.well-known/acme-challenge/"
 # Put before a command: it gets a view of its own of what is mounted
 OWN_MOUNTS = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
