@@ -104,11 +104,11 @@ def prepare():
     """Fetches servers and clients, unless they are there already."""
     for words in (["forky", "pebble"], ["forky", "lego"], ["here", "nginx", "libnss-wrapper"]):
         subprocess.run(["sh", TESTS / "packages.sh", TOOLS, *words], check=True)
-    if not (VENV / "ready").exists():
+    if not (VENV / "installed").exists():
         subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
         subprocess.run([PYTHON, "-m", "pip", "--quiet", "install", "acme-tiny", "certbot",
-                        "cryptography", "trustme"], check=True)
-        (VENV / "ready").touch()
+                        "cryptography", "jwcrypto", "trustme"], check=True)
+        (VENV / "installed").touch()
 
 
 def new_job(folder, count, nginx, ca, idle):
