@@ -66,10 +66,8 @@ MOST_BYTES = 1000000  # of a file or an answer
 ANSWER_TIMEOUT = 40  # in seconds, as all times; smallstep's CA takes 30 for a failed challenge
 REQUEST_PATIENCE = 120  # with a CA that is down, busy or silent
 WORK_PATIENCE = 600  # with a validation or an issuance
-DOUBT_PATIENCE = 10  # with a validation about which the CA has complained
-LONGEST_RUN = 3600
-SLOW_AFTER = 4  # a validation may just take some seconds
-FIRST_PAUSE, LONGEST_PAUSE, LONGEST_POLL_PAUSE = 0.25, 5, 30
+DOUBT_PATIENCE, SLOW_AFTER = 10, 4  # with a validation: if the CA complains; to look at names
+FIRST_PAUSE, LONGEST_PAUSE, LONGEST_POLL_PAUSE, LONGEST_RUN = 0.25, 5, 30, 3600
 TEMPORARY = []  # paths of files that are removed at the end
 
 # ---- The story of getting a certificate
@@ -225,9 +223,11 @@ def answer_challenges(ca, challenges):
     order decides all the same, but gets little time then to show that all is well."""
     complaints = {}
     for name, (_, url) in challenges.items():
-        answer = ca.ask(url, {})
-        if answer.code >= 500:  # the CA is down: the other challenges would take as long
-            complaints[name] = f'{name}: {answer.url}: {answer.refusal()}'
+        try:
+            answer = ca.ask(url, {})
+            require(answer.code < 500, f'{answer.url}: {answer.refusal()}')
+        except Error as error:  # if the CA is down, the other challenges would take as long
+            complaints[name] = f'{name}: {error}'
             break
         if answer.has_failed():
             complaints[name] = f'{name}: {answer.refusal()}'
@@ -360,7 +360,7 @@ class CA:
     def ask(self, url, payload=None, method='POST'):
         """Return the CA's answer, be it a refusal, to a request that is repeated while trouble may
         pass. If it does not pass, that is the answer: see send()."""
-        reached, earlier, end = True, '', time.monotonic() + REQUEST_PATIENCE
+        reached, told, earlier, end = True, False, '', time.monotonic() + REQUEST_PATIENCE
         for tries, pause in enumerate(pauses(REQUEST_PATIENCE)):
             if method == 'POST' and not self.nonce:  # by a HEAD, which needs none itself
                 answer = self.ask(self.directory()['newNonce'], method='HEAD')
@@ -380,10 +380,10 @@ class CA:
             left, wait = end - time.monotonic(), max(pause, after or 0)
             if wait >= left:
                 return answer
-            if after or pause == FIRST_PAUSE:  # the first try may have met an idle connection
+            if wait and (pause == FIRST_PAUSE or not told):  # not if it was just idle
                 log(f'W: {url}: {words}; trying again for {left:.0f} s')
-            if reached:
-                earlier = earlier or f'{words}; then '
+                told = True
+            earlier = earlier or (f'{words}; then ' if reached else '')
             time.sleep(wait)
         return answer
 
@@ -625,8 +625,8 @@ class Certificate:
         self.self_signed = issuer == subject
         self.names = alt_names(der)
         self.starts, self.ends = [read_time(stamp.decode()) for _, stamp in elements(validity)]
-        keys = [dict(leaves(value)).get(KEY_IDENTIFIER) for value in values_of(AUTHORITY_KEY, der)]
-        self.renewal_id = f'{b64(keys[0])}.{b64(serial)}' if any(keys) else None  # RFC 9773, 4.1
+        key = dict(leaves(b''.join(values_of(AUTHORITY_KEY, der)))).get(KEY_IDENTIFIER)
+        self.renewal_id = f'{b64(key)}.{b64(serial)}' if key else None  # RFC 9773, 4.1
 
 def read_certificates(data, source):
     """Return the certificates in PEM data; raise Error if there is none, or anything else."""
@@ -823,7 +823,7 @@ def read_settings(argv):
     settings.ca = re.sub(r'^(https://[^/]+)/?$', r'\1/directory', settings.ca)
     settings.contact = [to if ':' in to else f'mailto:{to}' for to in settings.contact.split()]
     require(settings.account_key and settings.csr, 'both --account-key and --csr are needed')
-    require('\n' not in settings.account_key, '--account-key must be the path of a file')
+    require('\n' not in settings.account_key + settings.csr, '--account-key and --csr are paths')
     require(settings.fullchain_file or not settings.renew, '--renew needs a --fullchain-file')
     require(re.fullmatch('[0-9]{0,5}', settings.check_port), '--check-port must be a number')
     base64url = re.fullmatch(r'([\w-]{4})*([\w-]{2,3}=*)?', settings.eab_hmac_key, re.ASCII)

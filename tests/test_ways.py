@@ -118,8 +118,9 @@ def test_finalize_is_refused(trial, finalize, order):
     assert result.ca.count("finalize") == len(finalize)
 
 
-@pytest.mark.parametrize("fault, finalize", [(HEARD, HEARD), (LOST, None)],
-                         ids=["trouble", "silence"])
+@pytest.mark.parametrize("fault, finalize", [
+    (HEARD, HEARD), (LOST, None), (delivered(flood(50000010)), None)],
+    ids=["trouble", "silence", "too long"])
 def test_an_answer_is_lost(trial, fault, finalize):
     """The CA has done what it was asked, but never manages to say so: the order shows it."""
     trial.works({"challenge": [None] + [fault] * 1000, "finalize": finalize},
