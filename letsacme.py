@@ -373,11 +373,11 @@ class CA:
             reached = answer.code != UNREACHED.status
             if answer.problem == 'badNonce' and answer.code < 429 and tries < 100:
                 continue  # at once, with the nonce that came with the refusal
-            after, words = answer.retry_after(), answer.words()
+            after = answer.retry_after()
             if answer.code < 500 and (answer.code != 429 or after is None):
                 answer.earlier = earlier
                 return answer
-            left, wait = end - time.monotonic(), max(pause, after or 0)
+            left, wait, words = end - time.monotonic(), max(pause, after or 0), answer.words()
             if wait >= left:
                 return answer
             if wait and (pause == FIRST_PAUSE or not told):  # not if it was just idle
